@@ -1,0 +1,1 @@
+"""What Tauten makes: a directory that can be shipped, read without trust and run without PyTorch."""

@@ -1,0 +1,26 @@
+"""The seam between named arrays and the bytes of a weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from tauten.core.tensor import Array, Arrays
+
+
+class Codec(Protocol):
+    """Codes named arrays into one byte string.
+
+    ``suffix`` ends the weights file's name. ``decode(encode(x))`` is ``x``, names, dtypes, shapes and bits alike,
+    and the same arrays always give the same bytes.
+    """
+
+    suffix: str
+
+    def encode(self, arrays: Mapping[str, Array]) -> bytes:
+        """The arrays as bytes."""
+        ...
+
+    def decode(self, data: bytes) -> Arrays:
+        """The arrays again; ``ArtifactError`` for bytes that ``encode`` did not make, within bounded memory."""
+        ...

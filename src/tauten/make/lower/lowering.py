@@ -1,0 +1,38 @@
+"""The seam between a model and an engine's graph file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tauten.core.target import Target
+from tauten.core.tensor import Array, TensorSpec
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph without its weights, and the weights by name.
+
+    ``layers`` maps a weight's name to the module that owns it (``features.0``), where the two differ in spelling.
+    ``notes`` go into the history, ``options`` are told to the engine when it loads.
+    """
+
+    graph: bytes
+    graph_name: str
+    weights: Mapping[str, Array]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Lowering(Protocol):
+    """Makes one engine's graph of a model, and holds the two against each other."""
+
+    def __call__(self, model: Model, target: Target, context: Context) -> Lowered:
+        """The graph; ``LoweringError`` where there can be none, ``MismatchError`` where it answers otherwise."""
+        ...

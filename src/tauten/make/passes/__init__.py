@@ -1,0 +1,18 @@
+"""What makes a model smaller or faster: one file a pass.
+
+::
+
+    Pass
+    ├── prune/      magnitude · structured
+    ├── distill/    recover
+    └── quantize/   post_training · dynamic
+
+A pass is named after its folder and file: ``prune.structured``.
+"""
+
+from __future__ import annotations
+
+from tauten.core.registry import Registry
+from tauten.make.model.pass_ import Pass
+
+PASSES: Registry[type[Pass]] = Registry("pass", "tauten.make.passes", besides=("prune.criteria",))

@@ -1,0 +1,74 @@
+"""Passes in order, and the engine they are lowered for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from tauten.errors import PluginError, RecipeError
+from tauten.make.lower import LOWERINGS
+from tauten.make.model.model import FLOAT_WEIGHTS
+from tauten.make.model.pass_ import Pass
+from tauten.make.passes import PASSES
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Passes in order and a lowering.
+
+    Its order is checked here, by the facts that each pass needs, gives and drops, before any compute is spent;
+    ``RecipeError`` says which pass lacks what, and which earlier one took it.
+    """
+
+    name: str
+    passes: tuple[Pass, ...] = ()
+    lowering: str = "onnx"
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+            raise RecipeError(f"name: expected letters, digits, '-', '_' and '.', got {self.name!r}")
+        if self.lowering not in LOWERINGS.names():
+            raise RecipeError(f"{self.name}: no lowering {self.lowering!r}; there are {', '.join(LOWERINGS.names())}")
+        facts = {FLOAT_WEIGHTS}
+        taken: dict[str, str] = {}
+        for step in self.passes:
+            for fact in sorted(step.needs - facts):
+                why = f"{taken[fact]} before it ends that" if fact in taken else "nothing before it gives that"
+                raise RecipeError(f"{self.name}: {step.name} needs {fact!r}, but {why}")
+            facts = (facts - step.drops) | step.gives
+            taken.update(dict.fromkeys(step.drops, step.name))
+
+    @property
+    def trains(self) -> bool:
+        """Whether a pass of it needs training data."""
+        return any(step.trains for step in self.passes)
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``."""
+        return {"name": self.name, "passes": [step.to_json() for step in self.passes], "lowering": self.lowering}
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """The recipe that ``to_json`` gave; parameters that are left out take their defaults."""
+        if not isinstance(document, Mapping) or not isinstance(document.get("passes"), list):
+            raise RecipeError(f"expected a recipe as an object with name and passes, got {document!r}")
+        unknown = sorted(set(document) - {"name", "passes", "lowering"})
+        if unknown:
+            raise RecipeError(f"a recipe has name, passes and lowering; got {unknown}")
+        return cls(
+            name=str(document.get("name", "")),
+            passes=tuple(pass_from_json(step) for step in document["passes"]),
+            lowering=str(document.get("lowering", "onnx")),
+        )
+
+
+def pass_from_json(document: object) -> Pass:
+    """The pass that its ``to_json`` gave."""
+    if not isinstance(document, Mapping) or "pass" not in document:
+        raise RecipeError(f'expected a pass as an object with "pass" and its parameters, got {document!r}')
+    try:
+        kind = PASSES.get(str(document["pass"]))
+    except PluginError as fault:
+        raise RecipeError(str(fault)) from fault
+    return kind.from_parameters({key: value for key, value in document.items() if key != "pass"})

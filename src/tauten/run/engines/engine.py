@@ -1,0 +1,45 @@
+"""The seam between an artifact and what computes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from tauten.artifact.read import Artifact
+from tauten.core.tensor import Array, Arrays, TensorSpec, check_arrays
+
+
+class Engine(ABC):
+    """Runs one artifact on arrays. Safe to call from many threads at once.
+
+    An engine implements ``load`` and ``run``; callers use ``__call__``, which checks the inputs first.
+    """
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+
+    @classmethod
+    @abstractmethod
+    def load(cls, artifact: Artifact, *, threads: int) -> Self:
+        """An engine with ``artifact`` in it; ``EngineError`` where it cannot be."""
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        """Outputs by name, for inputs that were checked. Raises ``EngineError``."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Arrays:
+        """Outputs by name, as NumPy arrays.
+
+        Raises ``InputError`` where names, dtypes or shapes do not fit, ``EngineError`` where running fails.
+        """
+        check_arrays(self.inputs, inputs)
+        return self.run(inputs)
+
+    def describe(self) -> dict[str, Any]:
+        """What really runs, as JSON: engine, version, provider, threads, and what else the engine knows."""
+        return {}
+
+    def close(self) -> None:
+        """Give back what the engine holds. It cannot be called after."""

@@ -1,0 +1,1 @@
+"""Measures of an engine, on arrays: latency, throughput, memory, size, quality."""
