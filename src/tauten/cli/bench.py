@@ -1,0 +1,7 @@
+"""``tauten bench``."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """Under construction."""

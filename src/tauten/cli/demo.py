@@ -1,0 +1,7 @@
+"""``tauten demo``."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """Under construction."""

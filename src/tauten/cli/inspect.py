@@ -1,0 +1,7 @@
+"""``tauten inspect``."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """Under construction."""

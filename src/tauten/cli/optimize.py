@@ -1,0 +1,7 @@
+"""``tauten optimize``."""
+
+from __future__ import annotations
+
+
+def command() -> None:
+    """Under construction."""
