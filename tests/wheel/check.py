@@ -1,4 +1,4 @@
-"""With the wheel alone, without extras: ``inspect``, ``evaluate`` and ``serve`` work on an artifact that was made elsewhere.
+"""With the wheel alone, without extras: ``inspect``, ``evaluate`` and ``serve`` work on an artifact made elsewhere.
 
 Usage: ``python check.py FOLDER``, where FOLDER is what ``make.py`` wrote and ``digits.py`` lies beside this file.
 Must run in an environment into which nothing but Tauten's wheel was installed.
