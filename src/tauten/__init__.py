@@ -1,1 +1,121 @@
-"""Tauten: a trained PyTorch model and a budget in, a smaller and faster artifact that was measured out."""
+"""Tauten: a trained PyTorch model and a budget in, a smaller and faster artifact that was measured out.
+
+The public surface. Names are loaded when they are first used: importing this imports neither PyTorch nor an engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tauten.artifact.read import Artifact, read_artifact
+    from tauten.core.measure import Measure
+    from tauten.core.target import Budget, Target
+    from tauten.core.tensor import TensorSpec
+    from tauten.errors import (
+        ArtifactError,
+        BudgetNotMet,
+        ConfigError,
+        EngineError,
+        InputError,
+        LoweringError,
+        MeasureError,
+        PassError,
+        PluginError,
+        RecipeError,
+        TaskError,
+        TautenError,
+    )
+    from tauten.make.calls import prune, quantize, recover, save
+    from tauten.make.model.model import Model
+    from tauten.make.model.task import Task
+    from tauten.make.search.optimize import optimize
+    from tauten.make.search.recipe import Recipe
+    from tauten.make.search.result import Result
+    from tauten.run.engines import load
+    from tauten.run.engines.engine import Engine
+
+_HOMES = {
+    "tauten.artifact.read": ("Artifact", "read_artifact"),
+    "tauten.core.measure": ("Measure",),
+    "tauten.core.target": ("Budget", "Target"),
+    "tauten.core.tensor": ("TensorSpec",),
+    "tauten.errors": (
+        "ArtifactError",
+        "BudgetNotMet",
+        "ConfigError",
+        "EngineError",
+        "InputError",
+        "LoweringError",
+        "MeasureError",
+        "PassError",
+        "PluginError",
+        "RecipeError",
+        "TaskError",
+        "TautenError",
+    ),
+    "tauten.make.calls": ("prune", "quantize", "recover", "save"),
+    "tauten.make.model.model": ("Model",),
+    "tauten.make.model.task": ("Task",),
+    "tauten.make.search.optimize": ("optimize",),
+    "tauten.make.search.recipe": ("Recipe",),
+    "tauten.make.search.result": ("Result",),
+    "tauten.run.engines": ("load",),
+    "tauten.run.engines.engine": ("Engine",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "Budget",
+    "BudgetNotMet",
+    "ConfigError",
+    "Engine",
+    "EngineError",
+    "InputError",
+    "LoweringError",
+    "Measure",
+    "MeasureError",
+    "Model",
+    "PassError",
+    "PluginError",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "Target",
+    "Task",
+    "TaskError",
+    "TautenError",
+    "TensorSpec",
+    "load",
+    "optimize",
+    "prune",
+    "quantize",
+    "read_artifact",
+    "recover",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tauten")
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tauten' has no attribute {name!r}")
+    try:
+        return getattr(import_module(home), name)
+    except ModuleNotFoundError as fault:
+        if fault.name is not None and fault.name.startswith("tauten"):
+            raise
+        from tauten.errors import ExtraMissing
+
+        raise ExtraMissing(f"tauten.{name} ({fault.name} is not installed)", "optimize") from fault
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -24,17 +24,17 @@ def explain(error: pydantic.ValidationError) -> str:
 class Value(pydantic.BaseModel):
     """A frozen value.
 
-    Raises ``ConfigError`` (or the subclass' ``error``), never pydantic's own error.
+    Raises ``ConfigError`` (or the subclass' ``raises``), never pydantic's own error.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-    error: ClassVar[type[ConfigError]] = ConfigError
+    raises: ClassVar[type[ConfigError]] = ConfigError
 
     def __init__(self, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except pydantic.ValidationError as fault:
-            raise self.error(f"{type(self).__name__}: {explain(fault)}") from None
+            raise self.raises(f"{type(self).__name__}: {explain(fault)}") from None
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document (plain dicts, lists, strings and numbers)."""
@@ -46,4 +46,4 @@ class Value(pydantic.BaseModel):
         try:
             return cls.model_validate(document)
         except pydantic.ValidationError as fault:
-            raise cls.error(f"{cls.__name__}: {explain(fault)}") from None
+            raise cls.raises(f"{cls.__name__}: {explain(fault)}") from None

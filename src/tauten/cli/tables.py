@@ -1,0 +1,81 @@
+"""A run's result as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tauten.core.measure import Measure
+    from tauten.make.search.result import Entry, Result
+
+_ROWS = (
+    ("quality", "quality"),
+    ("size_bytes", "size"),
+    ("latency_p50_ms", "latency p50, batch 1"),
+    ("latency_p95_ms", "latency p95, batch 1"),
+    ("throughput_per_s.1", "throughput, batch 1"),
+    ("throughput_per_s.32", "throughput, batch 32"),
+    ("peak_memory_mib", "peak memory"),
+    ("startup_ms", "start-up"),
+)
+
+
+def show_result(console: Console, result: Result, out: str) -> None:
+    """The before/after table, or the nearest candidates where nothing holds the budget."""
+    best = result.best
+    if best is None:
+        console.print(f"[bold red]The budget is not met.[/] {escape(result.explanation)}")
+        near = [entry for entry in result.candidates if entry.name in result.nearest]
+        console.print(_candidates(near or result.candidates, "Nearest candidates"))
+        console.print(f"Every candidate is kept in {escape(out)}/candidates; the report is {escape(out)}/report.html")
+        return
+    console.print(_before_after(result, best))
+    if result.test:
+        test = result.test
+        console.print(
+            f"On the test set, looked at once: {number(test.baseline)} before, {number(test.best)} after "
+            f"({-test.drop_points.value:+.2f} points, {-test.drop_points.high:+.2f} to {-test.drop_points.low:+.2f})"
+        )
+    console.print(f"[bold green]The budget is met.[/] {escape(result.explanation)}")
+    console.print(f"Artifact: {escape(out)}/best   Report: {escape(out)}/report.html")
+
+
+def number(measure: Measure) -> str:
+    """A value as people write it: three digits, thousands apart, with its unit."""
+    value = measure.value
+    if measure.unit == "bytes":
+        return f"{value:,.0f} B" if value < 1000 else f"{value / 1000:,.1f} KB"
+    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{digits} {measure.unit}".strip()
+
+
+def _before_after(result: Result, best: Entry) -> Table:
+    table = Table(title=f"{escape(result.task)}: {escape(best.name)}", title_justify="left")
+    for heading in ("", "PyTorch eager fp32", f"{escape(result.target.engine)} fp32", "best", "against PyTorch"):
+        table.add_column(heading, justify="right" if heading else "left")
+    against = result.improvements.get("baseline", {})
+    for key, label in _ROWS:
+        cells = [entry.measure(key) for entry in (result.baseline, result.engine_baseline, best)]
+        if any(cell is None for cell in cells):
+            continue
+        gain = against.get(key)
+        words = gain.text if gain else ""
+        table.add_row(label, *(number(cell) for cell in cells if cell), words)
+    return table
+
+
+def _candidates(entries: Iterable[Entry], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in ("candidate", "quality", "size", "latency p95", "misses the budget by"):
+        table.add_column(heading, justify="left" if heading.startswith(("c", "m")) else "right")
+    for entry in entries:
+        cells = [entry.measure(key) for key in ("quality", "size_bytes", "latency_p95_ms")]
+        table.add_row(
+            escape(entry.name), *(number(cell) if cell else "" for cell in cells), "; ".join(entry.violations)
+        )
+    return table

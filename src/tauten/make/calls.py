@@ -1,0 +1,107 @@
+"""Every pass on its own, in one call."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from tauten.artifact.read import Artifact
+from tauten.core.target import Target, find_target
+from tauten.errors import TaskError
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower.artifact import to_artifact
+from tauten.make.model.apply import apply
+from tauten.make.model.build import build, to_model
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+from tauten.make.model.task import Task
+from tauten.make.passes import PASSES
+
+
+def prune(
+    what: Task | Model,
+    method: Literal["structured", "magnitude"] = "structured",
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Model:
+    """Remove channels (``structured``) or set single weights to zero (``magnitude``).
+
+    ``what`` is a task, or a model that another call made (then ``task`` says where data comes from).
+    ``parameters`` are the pass', such as ``ratio=0.5``. Raises ``RecipeError`` for parameters that do not fit,
+    ``PassError`` where the model cannot be treated.
+    """
+    return _apply(f"prune.{method}", what, task, seed, parameters)
+
+
+def recover(what: Task | Model, *, task: Task | None = None, seed: int = 0, **parameters: Any) -> Model:
+    """Train on the task's train data to win quality back, with the original as a teacher unless ``distill=False``.
+
+    Arguments and errors as in ``prune``.
+    """
+    return _apply("distill.recover", what, task, seed, parameters)
+
+
+def quantize(
+    what: Task | Model,
+    method: Literal["post_training", "dynamic"] = "post_training",
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Model:
+    """Plan int8 for the model; the plan is carried out where ``save`` makes the engine's graph.
+
+    Arguments and errors as in ``prune``.
+    """
+    return _apply(f"quantize.{method}", what, task, seed, parameters)
+
+
+def save(
+    what: Task | Model,
+    path: str | os.PathLike[str],
+    *,
+    task: Task | None = None,
+    target: str | Target = "server-cpu",
+    seed: int = 0,
+) -> Artifact:
+    """Lower to the target's engine and write the artifact to the folder ``path``, whole or not at all.
+
+    Raises ``LoweringError`` where the model cannot become a graph, ``MismatchError`` where the graph answers otherwise.
+    """
+    model, context = _begin(what, task, seed)
+    where = find_target(target)
+    lowered = LOWERINGS.get(where.engine)(model, where, context)
+    recipe = {
+        "name": "custom",
+        "passes": [{"pass": record.name, **record.parameters} for record in model.history],
+        "lowering": where.engine,
+    }
+    return to_artifact(
+        lowered,
+        path,
+        name=context.task.name,
+        engine=where.engine,
+        target=where,
+        recipe=recipe,
+        history=model.history,
+    )
+
+
+def _apply(name: str, what: Task | Model, task: Task | None, seed: int, parameters: dict[str, Any]) -> Model:
+    step = PASSES.get(name).from_parameters(parameters)
+    model, context = _begin(what, task, seed)
+    return apply(step, model, context)
+
+
+def _begin(what: Task | Model, task: Task | None, seed: int) -> tuple[Model, Context]:
+    if isinstance(what, Task):
+        task = what
+        model = to_model(what)
+        return model, Context(task, model.module, seed)
+    if not isinstance(what, Model):
+        raise TaskError(f"expected a tauten.Task, or a Model that another call made; got a {type(what).__name__}")
+    if task is None:
+        raise TaskError("task: a Model brings no data of its own; give task=...")
+    return what, Context(task, build(task), seed)

@@ -1,0 +1,83 @@
+"""Makes candidates: recipe to artifact. Passes that two recipes begin with are applied once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from pathlib import Path
+
+from tauten.artifact.read import Artifact
+from tauten.core.record import Record
+from tauten.core.target import Target
+from tauten.errors import RecipeError
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower.artifact import to_artifact
+from tauten.make.model.apply import apply
+from tauten.make.model.model import QUANTIZED, Model
+from tauten.make.model.pass_ import Context
+from tauten.make.search.recipe import Recipe
+
+_KEPT = 3
+
+
+class CandidateBuilder:
+    """Holds the untouched model, and the last few models on the way from it."""
+
+    def __init__(self, model: Model, target: Target, context: Context) -> None:
+        self._context = context
+        self._target = target
+        self._untouched = model
+        self._made: OrderedDict[str, Model] = OrderedDict()
+
+    def check(self, recipe: Recipe) -> None:
+        """``RecipeError`` where the task or the target cannot have this recipe."""
+        task = self._context.task
+        if recipe.trains and not task.has("train"):
+            names = [step.name for step in recipe.passes if step.trains]
+            raise RecipeError(f"{', '.join(names)} trains, but the task has no train data")
+        quantizes = any(QUANTIZED in step.gives for step in recipe.passes)
+        if quantizes and "int8" not in self._target.precisions:
+            raise RecipeError(f"quantizes to int8, which target {self._target.name} does not have")
+
+    def make(self, recipe: Recipe, path: Path, key: str) -> Artifact:
+        """Apply the passes, lower, and write the artifact to ``path``."""
+        self.check(recipe)
+        model = self._apply(recipe)
+        started = time.perf_counter()
+        self._context.progress(f"lower to {recipe.lowering}", 0.0)
+        lowered = LOWERINGS.get(recipe.lowering)(model, self._target, self._context)
+        record = Record(
+            name=f"lower.{recipe.lowering}",
+            parameters={},
+            seed=self._context.seed,
+            seconds=time.perf_counter() - started,
+            before=model.history[-1].after if model.history else "",
+            after=hashlib.sha256(lowered.graph).hexdigest(),
+            notes=dict(lowered.notes),
+        )
+        return to_artifact(
+            lowered,
+            path,
+            name=self._context.task.name,
+            engine=recipe.lowering,
+            target=self._target,
+            recipe=recipe.to_json(),
+            history=(*model.history, record),
+            key=key,
+        )
+
+    def _apply(self, recipe: Recipe) -> Model:
+        model = self._untouched
+        for index, step in enumerate(recipe.passes):
+            prefix = json.dumps([earlier.to_json() for earlier in recipe.passes[: index + 1]], sort_keys=True)
+            if prefix in self._made:
+                self._made.move_to_end(prefix)
+                model = self._made[prefix]
+                continue
+            self._context.progress(step.name, index / len(recipe.passes))
+            model = self._made[prefix] = apply(step, model, self._context)
+            while len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        return model

@@ -1,0 +1,120 @@
+"""Measures candidates: quality one by one, time and memory all together in one run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from tauten.artifact.read import Artifact
+from tauten.artifact.write import WhatSize, write_measures
+from tauten.core.measure import Measure
+from tauten.core.target import Target
+from tauten.core.tensor import Array, Arrays
+from tauten.errors import TaskError
+from tauten.make.model.pass_ import Progress
+from tauten.make.model.task import Data, Task
+from tauten.run.engines import load
+from tauten.run.engines.engine import Engine
+from tauten.run.measure.memory import measure_fresh
+from tauten.run.measure.quality import Quality, drop, find_metric, measure_quality
+from tauten.run.measure.session import Timing, measure_together
+
+ROWS = 32
+MAX_REMEMBERED_BYTES = 2**30
+
+
+class Remembered:
+    """An engine's answers, each computed once: the original is asked the same questions for every candidate."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._answers: dict[bytes, Arrays] = {}
+        self._room = MAX_REMEMBERED_BYTES
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Arrays:
+        key = hashlib.sha256()
+        for name in sorted(inputs):
+            key.update(np.ascontiguousarray(inputs[name]).data)
+        found = self._answers.get(key.digest())
+        if found is None:
+            found = self._engine(inputs)
+            self._room -= sum(array.nbytes for array in found.values())
+            if self._room > 0:
+                self._answers[key.digest()] = found
+        return found
+
+
+class QualityEvaluator:
+    """Quality against the untouched model, which is ``baseline`` on its engine."""
+
+    def __init__(self, task: Task, baseline: Artifact) -> None:
+        self.metric = find_metric(task.metric)
+        self._task = task
+        self._baseline = baseline
+        if self.metric.reference:
+            self.split = "validate" if task.has("validate") else "calibrate"
+        else:
+            self.split = "validate"
+            task.data("validate")
+
+    @cached_property
+    def _original(self) -> Remembered:
+        # The eager engine sets PyTorch's threads for the whole process; training after this wants its own back.
+        threads = torch.get_num_threads()
+        try:
+            return Remembered(load(self._baseline))
+        finally:
+            torch.set_num_threads(threads)
+
+    @cached_property
+    def _of_baseline(self) -> Quality:
+        return self.quality(self._baseline, self.split)
+
+    def quality(self, artifact: Artifact, split: str) -> Quality:
+        """Quality of an artifact through its engine, on the batches called ``split``."""
+        engine = self._original if artifact is self._baseline else load(artifact)
+        data = self._task.data(split)
+        if not self.metric.reference:
+            _labelled(data)
+        return measure_quality(engine, data, self.metric, self._original if self.metric.reference else None)
+
+    def evaluate(self, artifact: Artifact, size: WhatSize = "artifact") -> Artifact:
+        """The artifact with ``quality`` and ``drop_points`` on the validation data in its manifest."""
+        ours = self._of_baseline if artifact is self._baseline else self.quality(artifact, self.split)
+        measures = {"quality": ours.measure, "drop_points": drop(self._of_baseline, ours, self.metric.better)}
+        return write_measures(artifact, measures, size)
+
+
+def time_together(
+    artifacts: Mapping[str, Artifact], task: Task, target: Target, seconds: float, progress: Progress
+) -> dict[str, Timing]:
+    """Latency and throughput of all, interleaved in one fresh process, on real inputs."""
+    sample = rows(task, max(ROWS, target.batch))
+    batches = [batch for batch in (1, 8, 16, 32) if batch <= target.batch] or [1]
+    paths = {name: artifact.path for name, artifact in artifacts.items()}
+    return measure_together(paths, sample, threads=target.threads, batches=batches, seconds=seconds, progress=progress)
+
+
+def weigh(artifact: Artifact, task: Task, target: Target, repeats: int) -> dict[str, Measure]:
+    """Peak memory and start-up time of fresh processes that load and run the artifact."""
+    return measure_fresh(artifact.path, rows(task, 1), threads=target.threads, repeats=repeats)
+
+
+def rows(task: Task, count: int) -> Arrays:
+    """``count`` rows of calibration data, repeated where there are fewer."""
+    inputs, _ = next(iter(task.data("calibrate")))
+    axes = {spec.name: spec.batch_axis for spec in task.inputs}
+    found: Arrays = {}
+    for name, array in inputs.items():
+        axis = axes[name]
+        found[name] = array if axis is None else np.take(array, np.arange(count) % array.shape[axis], axis=axis)
+    return found
+
+
+def _labelled(data: Data) -> None:
+    if next(iter(data))[1] is None:
+        raise TaskError(f"{data.what}: the metric needs labels: give (inputs, labels) batches, or a fidelity metric")

@@ -1,0 +1,51 @@
+"""When two runs are about the same thing, so that finished work can be taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+
+from torch import nn
+
+from tauten.core.target import Target
+from tauten.core.tensor import Array
+from tauten.make.model.apply import seed_all
+from tauten.make.model.digest import digest
+from tauten.make.model.task import Task
+from tauten.make.search.recipe import Recipe
+
+
+def identify_task(task: Task, module: nn.Module, seed: int, origin: str = "") -> str:
+    """SHA-256 of what a task is: weights, borders, training settings, and all calibration and validation data.
+
+    ``origin`` is the text the task was read from, where there is one: an edited task file is another task.
+    """
+    seen = hashlib.sha256(digest(module).encode())
+    specs = [spec.to_json() for spec in task.inputs]
+    metric = task.metric if isinstance(task.metric, str) else type(task.metric).__qualname__
+    told = {"inputs": specs, "metric": metric, "epochs": task.epochs, "rate": task.learning_rate, "origin": origin}
+    seen.update(json.dumps(told, sort_keys=True).encode())
+    for what in ("calibrate", "validate"):
+        if not task.has(what):
+            continue
+        seed_all(seed)
+        for inputs, labels in task.data(what):
+            for name in sorted(inputs):
+                _add(seen, inputs[name])
+            if labels is not None:
+                _add(seen, labels)
+    return seen.hexdigest()
+
+
+def identify_candidate(task_key: str, recipe: Recipe, target: Target, seed: int) -> str:
+    """SHA-256 of what decides a candidate's bytes: the task, the recipe (its name aside), target, seed and version."""
+    made = recipe.to_json()
+    del made["name"]
+    parts = {"task": task_key, "recipe": made, "target": target.to_json(), "seed": seed, "tauten": version("tauten")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _add(seen: hashlib._Hash, array: Array) -> None:
+    seen.update(f"{array.dtype}{array.shape}".encode())
+    seen.update(array.tobytes())

@@ -1,0 +1,75 @@
+"""How hard to try: a level is a list of recipes.
+
+``low`` trains nothing. ``medium`` adds pruning with recovery. ``high`` adds longer recovery and deeper cuts.
+A level is printed by ``tauten optimize --dry-run`` and can be given back as a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tauten.errors import RecipeError
+from tauten.make.model.pass_ import Pass
+from tauten.make.search.recipe import Recipe, pass_from_json
+
+LEVELS = ("low", "medium", "high")
+MAX_FILE_BYTES = 2**20
+
+
+def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[Recipe, ...]:
+    """The recipes of a level by name, of a JSON file, or those given.
+
+    Raises ``RecipeError`` for an unknown level, a file that is no recipe list, or two recipes of one name.
+    """
+    if not isinstance(level, str):
+        recipes = tuple(level)
+    elif level in LEVELS:
+        recipes = tuple(_named(level, lowering))
+    elif level.endswith(".json"):
+        recipes = _read(Path(level))
+    else:
+        raise RecipeError(f"no level named {level!r}: use one of {', '.join(LEVELS)}, or a .json file of recipes")
+    names = [recipe.name for recipe in recipes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise RecipeError(f"expected recipes of different names, got {twice or 'none'}")
+    return recipes
+
+
+def _read(path: Path) -> tuple[Recipe, ...]:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise RecipeError(f"{path}: expected at most {MAX_FILE_BYTES} bytes of recipes")
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise RecipeError(f"{path}: expected a JSON list of recipes: {fault}") from None
+    if not isinstance(document, list):
+        raise RecipeError(f"{path}: expected a JSON list of recipes, got {type(document).__name__}")
+    return tuple(Recipe.from_json(recipe) for recipe in document)
+
+
+def _named(level: str, lowering: str) -> Iterable[Recipe]:
+    static, dynamic = _step("quantize.post_training"), _step("quantize.dynamic")
+    yield Recipe("fp32", (), lowering)
+    yield Recipe("int8", (static,), lowering)
+    yield Recipe("int8-dynamic", (dynamic,), lowering)
+    if level == "low":
+        return
+    epochs = {"medium": 10, "high": 30}[level]
+    ratios = {"medium": (0.5, 0.7), "high": (0.3, 0.5, 0.6, 0.7, 0.8)}[level]
+    recover = _step("distill.recover", epochs=epochs)
+    for ratio in ratios:
+        cut = _step("prune.structured", ratio=ratio)
+        name = f"structured-{ratio:g}"
+        if level == "high":
+            yield Recipe(f"{name}-fp32", (cut, recover), lowering)
+        yield Recipe(f"{name}-int8", (cut, recover, static), lowering)
+    if level == "high":
+        sparse = _step("prune.magnitude", ratio=0.8)
+        yield Recipe("magnitude-0.8-int8", (sparse, recover, static), lowering)
+
+
+def _step(name: str, **parameters: float | int) -> Pass:
+    return pass_from_json({"pass": name, **parameters})

@@ -1,0 +1,96 @@
+"""What a run found, as ``result.json`` tells it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from tauten.core.measure import Measure
+from tauten.core.target import Budget, Target
+from tauten.core.value import Value
+
+Measures = dict[str, Measure | dict[str, Measure]]
+
+
+class Entry(Value):
+    """A candidate: an artifact with its measures.
+
+    ``artifact`` is a path relative to the run's folder. ``measures`` holds a measure a key; ``throughput_per_s`` holds
+    one a batch size. ``drop_points`` is the quality lost against the baseline, sample by sample, in points.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    artifact: str
+    measures: Measures
+    drop_points: Measure | None = None
+    within_budget: bool = False
+    violations: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+    layers: tuple[dict[str, Any], ...] = ()
+
+    def measure(self, name: str) -> Measure | None:
+        """A measure by its key; ``throughput_per_s.8`` names the one of batch 8."""
+        key, _, batch = name.partition(".")
+        found = self.measures.get(key)
+        if isinstance(found, dict):
+            return found.get(batch)
+        return found
+
+
+class Improvement(Value):
+    """The best against a baseline in one measure. ``ratio`` above 1 is better, whichever way is better."""
+
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    difference: float
+    unit: str
+    better: bool
+    text: str
+
+
+class Refused(Value):
+    """A recipe that could not be made, and why."""
+
+    name: str
+    recipe: dict[str, Any]
+    error: str
+
+
+class OnTest(Value):
+    """The test set's answer, looked at once, for the chosen one and the baselines."""
+
+    baseline: Measure
+    engine_baseline: Measure
+    best: Measure
+    drop_points: Measure
+
+
+class Result(Value):
+    """Everything a run found."""
+
+    schema_version: Literal[1] = 1
+    task: str
+    target: Target
+    budget: Budget
+    level: str
+    seed: int
+    met: bool
+    explanation: str
+    quality_on: str
+    metric: dict[str, str]
+    baseline: Entry
+    engine_baseline: Entry
+    best: Entry | None
+    candidates: tuple[Entry, ...]
+    nearest: tuple[str, ...] = ()
+    front: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    improvements: dict[str, dict[str, Improvement]] = {}
+    test: OnTest | None = None
+    environment: dict[str, str]
+    created: str
+    seconds: Annotated[float, Field(ge=0)]
+    tauten: str

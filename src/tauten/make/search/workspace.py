@@ -1,0 +1,105 @@
+"""The folder of a run: what is finished stays, whatever ends the run.
+
+::
+
+    OUT/
+      result.json  report.html  best/         written when a run ends
+      candidates/NAME/                        one artifact each, with its key and measures in its manifest
+      .state/                                 trained weights of the task, and the lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tauten.artifact.read import Artifact, read_artifact
+from tauten.codecs.plain import PLAIN
+from tauten.core.tensor import Arrays
+from tauten.errors import ArtifactError, ConfigError
+from tauten.make.search.result import Result
+
+
+class Workspace:
+    """Paths and finished work of one output folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.best = self.root / "best"
+        self.result = self.root / "result.json"
+        self.report = self.root / "report.html"
+        self._state = self.root / ".state"
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the folder for one run; ``ConfigError`` where another run holds it or it cannot be written."""
+        try:
+            self._state.mkdir(parents=True, exist_ok=True)
+            lock = (self._state / "lock").open("w")
+        except OSError as fault:
+            raise ConfigError(f"out: cannot write to {self.root}: {fault.strerror}") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"out: another run is using {self.root}: wait for it, or give another --out"
+                ) from None
+            self._sweep()
+            yield
+
+    def candidate(self, name: str) -> Path:
+        return self.root / "candidates" / name
+
+    def relative(self, artifact: Artifact) -> str:
+        return artifact.path.relative_to(self.root).as_posix()
+
+    def finished(self, name: str, key: str) -> Artifact | None:
+        """The artifact of an earlier run, where it is whole and was made the same way."""
+        path = self.candidate(name)
+        if not path.is_dir():
+            return None
+        try:
+            artifact = read_artifact(path)
+        except ArtifactError:
+            return None  # damaged or of another version: it is made again
+        return artifact if artifact.manifest.key == key else None
+
+    def load_fitted(self, key: str) -> Arrays | None:
+        """Trained weights of an earlier run, where they are whole."""
+        try:
+            return PLAIN.decode((self._state / f"fitted-{key}.safetensors").read_bytes())
+        except (OSError, ArtifactError):
+            return None
+
+    def save_fitted(self, key: str, weights: Arrays) -> None:
+        """Keep trained weights, so that a later run need not train again."""
+        _replace(self._state / f"fitted-{key}.safetensors", PLAIN.encode(weights))
+
+    def withdraw(self) -> None:
+        """Take back the last run's answer: from here on it would be about another question."""
+        self.result.unlink(missing_ok=True)
+        self.report.unlink(missing_ok=True)
+        shutil.rmtree(self.best, ignore_errors=True)
+
+    def publish(self, result: Result) -> None:
+        """Write ``result.json`` whole or not at all."""
+        _replace(self.result, json.dumps(result.to_json(), indent=1, allow_nan=False).encode())
+
+    def _sweep(self) -> None:
+        """Remove what a killed run left half-written."""
+        for folder in (self.root, self.root / "candidates", self._state):
+            for path in folder.glob(".*.partial"):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
+    fresh.write_bytes(data)
+    fresh.replace(path)
