@@ -67,7 +67,8 @@ class LiveProgress:
         size, quality = entry.measure("size_bytes"), entry.measure("quality")
         text = f"  {entry.name}"
         if size and quality and entry.drop_points:
-            text += f": {quality.value:.2f} {quality.unit} ({-entry.drop_points.value:+.2f} points), {size.value:,.0f} bytes"
+            points = -entry.drop_points.value
+            text += f": {quality.value:.2f} {quality.unit} ({points:+.2f} points), {size.value:,.0f} bytes"
         self._console.print(text + ("  [dim](from an earlier run)[/]" if reused else ""))
 
     def refused(self, name: str, reason: str) -> None:
