@@ -1,0 +1,63 @@
+"""From a lowered model to an artifact on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from tauten.artifact.manifest import Manifest
+from tauten.artifact.read import Artifact
+from tauten.artifact.write import write_artifact
+from tauten.codecs import CODECS
+from tauten.core.environment import environment
+from tauten.core.measure import Measure
+from tauten.core.record import Record
+from tauten.core.target import Target
+from tauten.make.lower.lowering import Lowered
+
+
+def to_artifact(
+    lowered: Lowered,
+    path: str | os.PathLike[str],
+    *,
+    name: str,
+    engine: str,
+    target: Target,
+    recipe: Mapping[str, Any] | None = None,
+    history: tuple[Record, ...] = (),
+    key: str = "",
+    measures: Mapping[str, Measure] | None = None,
+    codec: str = "plain",
+) -> Artifact:
+    """Write ``lowered`` to the folder ``path``, its weights coded by ``codec``, and read it back.
+
+    Raises ``ConfigError`` where a value does not fit the manifest, ``PluginError`` for an unknown codec.
+    """
+    coder = CODECS.get(codec)
+    weights_name = f"weights{coder.suffix}"
+    files = {lowered.graph_name: lowered.graph, weights_name: coder.encode(lowered.weights)}
+    manifest = Manifest(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        tauten=version("tauten"),
+        engine=engine,
+        target=target,
+        inputs=lowered.inputs,
+        outputs=lowered.outputs,
+        graph=lowered.graph_name,
+        weights=weights_name,
+        codec=codec,
+        weights_bytes=sum(array.nbytes for array in lowered.weights.values()),
+        files={name: len(data) for name, data in files.items()},
+        key=key,
+        recipe=dict(recipe or {}),
+        history=history,
+        measures=dict(measures or {}),
+        layers=dict(lowered.layers),
+        engine_options=dict(lowered.options),
+        environment=environment(),
+    )
+    return write_artifact(path, manifest, files)

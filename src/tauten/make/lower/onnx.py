@@ -1,0 +1,77 @@
+"""A model to ONNX, by way of ``torch.export``; in float, or in int8 where the model has a quantization plan."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any, Final
+
+import torch
+from onnx import ModelProto
+
+from tauten.core.target import Target
+from tauten.core.tensor import TensorSpec
+from tauten.errors import LoweringError
+from tauten.make.lower._compare import check_same
+from tauten.make.lower._export import Exported, export, quiet
+from tauten.make.lower._graph import clean, detach, owners
+from tauten.make.lower._quantize import quantize
+from tauten.make.lower._samples import rows
+from tauten.make.lower.lowering import Lowered
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+
+__all__ = ["lower"]
+
+_GRAPH_NAME: Final = "graph.onnx"
+_COMPARED = 16  # samples of the calibration data that the graph is held against the module on
+
+
+def lower(model: Model, target: Target, context: Context) -> Lowered:
+    """The model as an ONNX graph that is compared with the module before it is quantized.
+
+    Raises ``LoweringError`` where the module cannot be exported or quantized, ``MismatchError`` (which names the first
+    operation that differs) where the graph answers otherwise.
+    """
+    data = context.task.data("calibrate")
+    context.progress("export", 0.0)
+    example = next(iter(data))[0]
+    exported = export(model, example)
+    graph, program = to_onnx(exported, model.inputs)
+    clean(graph, model.inputs, exported.outputs)
+    context.progress("compare", 0.4)
+    samples = list(islice(rows(data, model.inputs, batch=_COMPARED), 1))
+    error = check_same(graph, program, model, samples[0])
+    notes: dict[str, Any] = {"largest_relative_difference": error}
+    if model.quantization is not None:
+        context.progress("quantize", 0.5)
+        graph, notes["quantization"] = quantize(graph, model, context)
+    weights = detach(graph)
+    modules = [name for name, _ in model.module.named_modules()]
+    return Lowered(
+        graph=graph.SerializeToString(deterministic=True),
+        graph_name=_GRAPH_NAME,
+        weights=weights,
+        inputs=model.inputs,
+        outputs=exported.outputs,
+        layers=owners(weights, modules),
+        notes=notes,
+    )
+
+
+def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelProto, torch.export.ExportedProgram]:
+    """The graph with its weights inside, and the program whose nodes its values are named after."""
+    try:
+        with quiet(), torch.no_grad():
+            made = torch.onnx.export(
+                exported.program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=[spec.name for spec in inputs],
+                output_names=[spec.name for spec in exported.outputs],
+            )
+    except Exception as fault:  # the exporter wraps faults of its own and of its rewriters in many classes
+        raise LoweringError(f"torch.onnx.export: {type(fault).__name__}: {str(fault)[:2000]}") from fault
+    if made is None or made.exported_program is None:
+        raise LoweringError("torch.onnx.export made no graph")
+    return made.model_proto, made.exported_program

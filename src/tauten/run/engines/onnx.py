@@ -1,0 +1,176 @@
+"""ONNX Runtime on the CPU.
+
+The graph holds no weights: they are handed over as arrays, so that they may be stored by any codec and so that nothing
+in a graph can make the runtime open a file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import onnxruntime
+
+from tauten.artifact.read import Artifact
+from tauten.core.tensor import Array, Arrays, TensorSpec
+from tauten.errors import ArtifactError, EngineError
+from tauten.run.engines._onnx_wire import survey
+from tauten.run.engines.engine import Engine
+
+__all__ = ["Onnx"]
+
+_PROVIDER: Final = "CPUExecutionProvider"
+_QUIET: Final = 4  # faults come as exceptions; nothing is printed beside them
+_TYPES: Final = {"float": "float32", "double": "float64"}
+
+
+class Onnx(Engine):
+    """Runs an ONNX graph with ONNX Runtime, one operation after the other, without threads that spin while idle."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, artifact: Artifact, threads: int) -> None:
+        super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
+        self._session: onnxruntime.InferenceSession | None = session
+        self._names = [spec.name for spec in self.outputs]
+        self._artifact = artifact
+        self._threads = threads
+        self._operations: dict[str, Any] | None = None
+        self._describing = threading.Lock()
+        self._quiet = onnxruntime.RunOptions()
+        self._quiet.log_severity_level = _QUIET
+
+    @classmethod
+    def load(cls, artifact: Artifact, *, threads: int) -> Self:
+        """A session over the artifact.
+
+        Raises ``ArtifactError`` where the graph points to files, is no ONNX or does not fit the weights or the
+        manifest, ``EngineError`` where ONNX Runtime refuses it.
+        """
+        session = _session(artifact, _options(threads))
+        _check_border("input", artifact, artifact.manifest.inputs, session.get_inputs())
+        _check_border("output", artifact, artifact.manifest.outputs, session.get_outputs())
+        return cls(session, artifact, threads)
+
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        session = self._session
+        if session is None:
+            raise EngineError(f"{self._artifact.path}: the engine was closed")
+        try:
+            answers = session.run(self._names, dict(inputs), self._quiet)
+        except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
+            raise EngineError(f"{self._artifact.path}: ONNX Runtime: {fault}") from fault
+        return dict(zip(self._names, answers, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """Versions and settings, and the operations that run after ONNX Runtime's optimization, by precision.
+
+        The first call optimizes the graph once more, to look at it; the answer is kept.
+        """
+        with self._describing:
+            if self._operations is None:
+                self._operations = _optimized_operations(self._artifact, self._threads)
+        return {
+            "engine": "onnx",
+            "version": onnxruntime.__version__,
+            "provider": _PROVIDER,
+            "threads": self._threads,
+            "spinning": False,
+            "graph_optimization": "all",
+            "operations": self._operations,
+        }
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = _QUIET
+    # A thread that spins after a request takes the core from the next instance's request.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without this the runtime guesses the format from the bytes.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
+
+
+def _session(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    graph, weights = artifact.graph(), artifact.weights()
+    _check_weights(artifact, graph, weights)
+    onnxruntime.disable_telemetry_events()
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    try:
+        if values:
+            options.add_external_initializers(list(weights), values)
+        return onnxruntime.InferenceSession(graph, options, providers=[_PROVIDER])
+    except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
+        raise EngineError(f"{artifact.path}: ONNX Runtime: {fault}") from fault
+
+
+def _check_weights(artifact: Artifact, graph: bytes, weights: Arrays) -> None:
+    try:
+        wanted = survey(graph).externals
+    except ArtifactError as fault:
+        raise ArtifactError(f"{artifact.path}: {fault}") from None
+    odd = sorted(set(wanted) ^ set(weights))
+    if odd:
+        raise ArtifactError(f"{artifact.path}: graph and weights do not name the same initializers: {odd[:8]}")
+    for name, tensor in wanted.items():
+        array = weights[name]
+        if array.dtype.name != tensor.dtype or array.shape != tensor.shape:
+            raise ArtifactError(
+                f"{artifact.path}: the graph expects {name} as {tensor.dtype}{tensor.shape}, "
+                f"the weights hold {array.dtype.name}{array.shape}"
+            )
+
+
+def _check_border(what: str, artifact: Artifact, specs: tuple[TensorSpec, ...], found: list[Any]) -> None:
+    """Hold the manifest's names and dtypes against those of the graph."""
+    expected = {spec.name: spec.dtype for spec in specs}
+    came = {value.name: _dtype(value.type) for value in found}
+    if expected != came:
+        raise ArtifactError(f"{artifact.path}: the manifest declares {what}s {expected}, the graph has {came}")
+
+
+def _dtype(kind: str) -> str:
+    """``tensor(float)`` to ``float32``; what is no tensor stays as it is."""
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return _TYPES.get(inner, inner) if kind.startswith("tensor(") else kind
+
+
+def _optimized_operations(artifact: Artifact, threads: int) -> dict[str, Any]:
+    """``{"int8": {op: count}, "other": {op: count}, "int8_share": …}`` of the graph as ONNX Runtime runs it."""
+    options = _options(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        _session(artifact, options)
+        operations = survey(path.read_bytes()).operations
+    return by_precision(operations)
+
+
+def by_precision(operations: Counter[str]) -> dict[str, Any]:
+    """Counts by operation, apart for those that compute on int8, and the share of int8 among those that multiply."""
+    int8 = {name: count for name, count in sorted(operations.items()) if _is_int8(name)}
+    other = {name: count for name, count in sorted(operations.items()) if not _is_int8(name)}
+    multiply = {name: count for name, count in operations.items() if _multiplies(name)}
+    total = sum(multiply.values())
+    share = sum(count for name, count in multiply.items() if _is_int8(name)) / total if total else 0.0
+    return {"int8": int8, "other": other, "int8_share_of_products": float(np.round(share, 4))}
+
+
+def _is_int8(operation: str) -> bool:
+    return operation.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulInteger")) or (
+        operation in ("ConvInteger", "NhwcMaxPoolInt8", "QMoE", "DynamicQuantizeLSTM", "QEmbedLayerNormalization")
+    )
+
+
+def _multiplies(operation: str) -> bool:
+    return any(part in operation for part in ("Conv", "MatMul", "Gemm", "Attention", "LSTM", "GRU"))
