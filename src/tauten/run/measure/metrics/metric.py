@@ -20,9 +20,15 @@ class Metric(Protocol):
     model's outputs instead of labels.
     """
 
-    unit: str
-    better: Literal["lower", "higher"]
-    reference: bool
+    # Properties, so that a frozen value is a metric too.
+    @property
+    def unit(self) -> str: ...
+
+    @property
+    def better(self) -> Literal["lower", "higher"]: ...
+
+    @property
+    def reference(self) -> bool: ...
 
     def __call__(self, outputs: Mapping[str, Array], labels: Array | Mapping[str, Array]) -> Scores:
         """Scores of shape ``(samples,)`` for one batch.

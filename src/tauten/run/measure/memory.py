@@ -1,0 +1,66 @@
+"""Memory and start-up of a fresh process that loads an artifact and runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tauten.artifact.read import read_artifact
+from tauten.core.measure import Measure
+from tauten.core.tensor import Array
+from tauten.errors import MeasureError
+from tauten.run.measure._child import PATIENCE_S, run_child
+from tauten.run.measure._sample import with_batch
+from tauten.run.measure._statistics import student
+
+
+def measure_fresh(
+    artifact: Path,
+    sample: Mapping[str, Array],
+    *,
+    threads: int,
+    repeats: int = 3,
+    patience_s: float = PATIENCE_S,
+) -> dict[str, Measure]:
+    """``peak_memory_mib`` and ``startup_ms`` of fresh processes, one a repeat.
+
+    Each loads the artifact and answers the first row of ``sample`` (batch 1). ``peak_memory_mib`` is the most physical
+    memory that the whole process held, interpreter and engine included, in MiB; ``startup_ms`` is from starting the
+    process to its first answer, with files in the system's cache. Intervals hold 95 % (Student's t over repeats).
+    Raises ``MeasureError``.
+    """
+    if repeats < 1 or threads < 1:
+        raise MeasureError(f"expected repeats and threads of at least 1, got {repeats} and {threads}")
+    # One row, cut here: the rest of the sample must not weigh in the process that is measured.
+    row = with_batch(read_artifact(artifact).manifest.inputs, sample, 1)
+    spec = {"artifact": str(artifact.absolute()), "threads": threads}
+    peaks, starts = [], []
+    for _ in range(repeats):
+        peak_bytes, start_ms = _once(spec, row, patience_s)
+        peaks.append(peak_bytes / 2**20)
+        starts.append(start_ms)
+    on = f"fresh process, {threads} thread" + ("s" if threads > 1 else "") + ", batch 1"
+    return {"peak_memory_mib": _measure(peaks, "MiB", on), "startup_ms": _measure(starts, "ms", on)}
+
+
+def _once(spec: Mapping[str, Any], sample: Mapping[str, Array], patience_s: float) -> tuple[int, float]:
+    found: dict[str, float] = {}
+
+    def note(message: dict[str, Any], since_start_s: float) -> None:
+        if "answered" in message:
+            found["start_ms"] = since_start_s * 1e3
+        if "peak_bytes" in message:
+            found["peak_bytes"] = float(message["peak_bytes"])
+
+    run_child("tauten.run.measure._fresh_main", spec, sample, note, patience_s=patience_s)
+    if set(found) != {"start_ms", "peak_bytes"}:
+        raise MeasureError("the measuring process ended without an answer")
+    return int(found["peak_bytes"]), found["start_ms"]
+
+
+def _measure(values: list[float], unit: str, on: str) -> Measure:
+    value, low, high = student(np.asarray(values))
+    return Measure(value=value, low=max(0.0, low), high=high, unit=unit, better="lower", repeats=len(values), on=on)
