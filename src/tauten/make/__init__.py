@@ -1,1 +1,1 @@
-"""The half that makes artifacts. Everything in it but ``model.task`` needs PyTorch."""
+"""The half that makes artifacts. Everything in it but ``model.task`` and ``datasets`` needs PyTorch."""

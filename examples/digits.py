@@ -1,0 +1,1 @@
+../src/tauten/examples/digits.py
