@@ -19,7 +19,7 @@ LOW["make.layers"] = LOW["make.graph"] = LOW["make.datasets"] = LOW["run.serve"]
 LOW["make.model"] = {*LOW["make.graph"], "make.datasets"}
 LOW["make.passes"] = {*LOW["make.model"], "make.model"}
 LOW["make.lower"] = {*LOW["make.passes"], "make.passes"}
-LOW["make.search"] = {*LOW["make.lower"], "make.lower"}
+LOW["make.search"] = {*LOW["make.lower"], "make.lower", "report"}
 """What each room may import, itself aside. Rooms that are not here (cli, testing, …) may import any."""
 
 BACKENDS = {

@@ -1,0 +1,10 @@
+"""A finished run, as a page that people read: one HTML file that opens anywhere, offline.
+
+It is made of ``result.json`` alone and imports neither half, so that a run of last year can be shown again.
+"""
+
+from __future__ import annotations
+
+from tauten.report.write import render, write_report
+
+__all__ = ["render", "write_report"]

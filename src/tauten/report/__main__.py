@@ -1,0 +1,42 @@
+"""``python -m tauten.report build/digits/result.json -o report.html``: the page of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tauten.errors import ConfigError, TautenError
+from tauten.report import write_report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tauten.report", description="Make the page of a finished run.")
+    parser.add_argument("result", type=Path, help="the result.json that tauten optimize wrote")
+    parser.add_argument("-o", "--out", type=Path, help="where to write; default: report.html beside it")
+    given = parser.parse_args(arguments)
+    out = given.out or given.result.with_name("report.html")
+    try:
+        write_report(_read(given.result), out)
+    except TautenError as fault:
+        print(f"error: {fault}", file=sys.stderr)
+        return fault.exit_code
+    print(out)
+    return 0
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ConfigError(f"{path}: expected the result.json of a run: {fault}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got a {type(document).__name__}")
+    return document
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,62 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+
+  // A string such as "--accent" is the name of a CSS variable; the plots take the page's colours from there.
+  const paint = (value, style) => {
+    if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
+    if (Array.isArray(value)) return value.map((item) => paint(item, style));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, paint(item, style)]));
+  };
+
+  const axis = (own) => ({
+    gridcolor: "--grid", linecolor: "--line", zeroline: false, automargin: true, ...own,
+    title: { ...own.title, font: { size: 12.5, color: "--soft" }, standoff: 10 },
+  });
+
+  const layout = (own) => ({
+    ...own,
+    xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "--soft" },
+    margin: { l: 56, r: 14, t: 16, b: 48 },
+    legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top", font: { size: 12 } },
+    hoverlabel: { bgcolor: "--panel", bordercolor: "--line", font: { color: "--ink", size: 12.5 }, align: "left" },
+    hovermode: "closest",
+  });
+
+  const draw = () => {
+    if (!window.Plotly) return;
+    const style = getComputedStyle(root);
+    for (const figure of figures) {
+      Plotly.react(`plot-${figure.id}`, paint(figure.data, style), paint(layout(figure.layout), style), {
+        responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false, showTips: false,
+      });
+    }
+  };
+
+  draw();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  addEventListener("beforeprint", () => {
+    root.setAttribute("data-print", "");
+    document.querySelectorAll("details").forEach((it) => { it.open = true; });
+    draw();
+  });
+  addEventListener("afterprint", () => { root.removeAttribute("data-print"); draw(); });
+
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const body = table.tBodies[0];
+    table.querySelectorAll("thead th").forEach((head, column) => {
+      head.querySelector("button")?.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        table.querySelectorAll("[aria-sort]").forEach((it) => it.removeAttribute("aria-sort"));
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        // What was not measured comes last, whichever way.
+        const key = (row) => Number(row.cells[column].dataset.sort ?? (up ? Infinity : -Infinity));
+        body.append(...[...body.rows].sort((a, b) => (up ? key(a) - key(b) : key(b) - key(a)) || 0));
+      });
+    });
+  }
+})();
