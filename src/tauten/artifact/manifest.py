@@ -14,7 +14,7 @@ from tauten.core.measure import Measure
 from tauten.core.record import Record
 from tauten.core.target import Target
 from tauten.core.tensor import TensorSpec
-from tauten.core.value import Value
+from tauten.core.value import JsonObject, Value
 
 SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
@@ -46,11 +46,11 @@ class Manifest(Value):
     weights_bytes: Annotated[int, Field(ge=0)]
     files: dict[str, Annotated[int, Field(ge=0)]]
     key: str = ""
-    recipe: dict[str, Any] = {}
+    recipe: JsonObject = {}
     history: tuple[Record, ...] = ()
     measures: dict[str, Measure] = {}
     layers: dict[str, str] = {}
-    engine_options: dict[str, Any] = {}
+    engine_options: JsonObject = {}
     environment: dict[str, str] = {}
 
     @field_validator("files")
@@ -60,6 +60,14 @@ class Manifest(Value):
             if not _PLAIN_NAME.fullmatch(name) or name in (MANIFEST, CHECKSUMS):
                 raise ValueError(f"expected a plain file name inside the artifact, got {name!r}")
         return files
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _one_name_each(cls, specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        names = [spec.name for spec in specs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"expected names that differ, got {names}")
+        return specs
 
     @field_validator("weights")
     @classmethod

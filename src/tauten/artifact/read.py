@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ class Artifact:
     path: Path
     manifest: Manifest
     checksums: dict[str, str]
+    size_bytes: int
+    """What the artifact weighs: the bytes of all its files, manifest and checksums included."""
 
     def graph(self) -> bytes:
         """The graph file's bytes, checked again as they are read."""
@@ -50,14 +54,9 @@ class Artifact:
             )
         return arrays
 
-    @property
-    def size_bytes(self) -> int:
-        """What the artifact weighs: the bytes of all its files, manifest and checksums included."""
-        names = [*self.manifest.files, MANIFEST, CHECKSUMS]
-        return sum((self.path / name).stat().st_size for name in names)
-
     def _bytes(self, name: str) -> bytes:
-        data = _read(self.path, name, self.manifest.files[name])
+        with _opened(self.path) as folder:
+            data = folder.read(name, self.manifest.files[name])
         if hashlib.sha256(data).hexdigest() != self.checksums[name]:
             raise ArtifactError(_changed(self.path / name))
         return data
@@ -69,96 +68,144 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     Raises ``ArtifactError`` where the folder is none, a file is missing, changed, larger or smaller than said, a link
     or outside the folder, or where the schema version is one that this Tauten does not know.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder}: expected an artifact (a folder with {MANIFEST}), found no folder")
-    checksums = _read_checksums(folder)
-    if MANIFEST not in checksums:
-        raise ArtifactError(f"{folder / CHECKSUMS}: expected a line for {MANIFEST}, found none")
-    raw = _read(folder, MANIFEST, None, MAX_MANIFEST_BYTES)
-    document = _parse(folder, raw)
-    # The version comes before the checksum: a newer Tauten's artifact deserves the message that says so.
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{folder / MANIFEST}: expected schema_version {SCHEMA_VERSION}, got {document.get('schema_version')!r}: "
-            "made by another version of Tauten"
-        )
-    if hashlib.sha256(raw).hexdigest() != checksums[MANIFEST]:
-        raise ArtifactError(_changed(folder / MANIFEST))
-    try:
-        manifest = Manifest.from_json(document)
-    except ConfigError as fault:
-        raise ArtifactError(f"{folder / MANIFEST}: {fault}") from None
-    _check_files(folder, manifest, checksums)
-    return Artifact(folder, manifest, checksums)
+    path = Path(path)
+    # Opened once: all files are then of one artifact, even where another takes its place meanwhile.
+    with _opened(path) as folder:
+        sums = folder.read(CHECKSUMS, limit=MAX_CHECKSUMS_BYTES)
+        checksums = _parse_checksums(path, sums)
+        if MANIFEST not in checksums:
+            raise ArtifactError(f"{path / CHECKSUMS}: expected a line for {MANIFEST}, found none")
+        raw = folder.read(MANIFEST, limit=MAX_MANIFEST_BYTES)
+        document = _parse(path, raw)
+        # The version comes before the checksum: a newer Tauten's artifact deserves the message that says so.
+        version = document.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path / MANIFEST}: expected schema_version {SCHEMA_VERSION}, got {_short(version)}: "
+                "made by another version of Tauten"
+            )
+        if hashlib.sha256(raw).hexdigest() != checksums[MANIFEST]:
+            raise ArtifactError(_changed(path / MANIFEST))
+        try:
+            manifest = Manifest.from_json(document)
+        except ConfigError as fault:
+            raise ArtifactError(f"{path / MANIFEST}: {fault}") from None
+        _check_files(folder, manifest, checksums)
+    size = sum(manifest.files.values()) + len(raw) + len(sums)
+    return Artifact(path, manifest, checksums, size)
 
 
-def _read_checksums(folder: Path) -> dict[str, str]:
-    text = _read(folder, CHECKSUMS, None, MAX_CHECKSUMS_BYTES).decode("ascii", "replace")
+def _parse_checksums(path: Path, raw: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
-    for line in text.splitlines():
-        match = _CHECKSUM_LINE.fullmatch(line)
+    for line in raw.split(b"\n")[:-1]:
+        match = _CHECKSUM_LINE.fullmatch(line.decode("ascii", "replace"))
         if not match or match[2] in found:
-            raise ArtifactError(f"{folder / CHECKSUMS}: expected lines of '<sha256>  <file>', got {line[:80]!r}")
+            raise ArtifactError(f"{path / CHECKSUMS}: expected lines of '<sha256>  <file>', got {_short(line)}")
         found[match[2]] = match[1]
+    if not raw.endswith(b"\n"):
+        raise ArtifactError(f"{path / CHECKSUMS}: ends in the middle of a line")
     return found
 
 
-def _parse(folder: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(raw)
+        document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        # An escaped half of a character passes as JSON and fails later, wherever it is first printed.
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as fault:
-        raise ArtifactError(f"{folder / MANIFEST}: expected JSON: {fault}") from None
+        raise ArtifactError(f"{path / MANIFEST}: expected JSON: {_short(fault)}") from None
     if not isinstance(document, dict):
-        raise ArtifactError(f"{folder / MANIFEST}: expected a JSON object, got {type(document).__name__}")
+        raise ArtifactError(f"{path / MANIFEST}: expected a JSON object, got {type(document).__name__}")
     return document
 
 
-def _check_files(folder: Path, manifest: Manifest, checksums: dict[str, str]) -> None:
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check_files(folder: _Folder, manifest: Manifest, checksums: dict[str, str]) -> None:
+    path = folder.path
     expected = {*manifest.files, MANIFEST}
     if expected != set(checksums):
         odd = sorted(expected ^ set(checksums))
-        raise ArtifactError(f"{folder}: {MANIFEST} and {CHECKSUMS} do not name the same files: {odd}")
+        raise ArtifactError(f"{path}: {MANIFEST} and {CHECKSUMS} do not name the same files: {odd[:5]}")
     for role in (manifest.graph, manifest.weights):
         if role not in manifest.files:
-            raise ArtifactError(f"{folder / MANIFEST}: names {role!r}, which is not among its files")
+            raise ArtifactError(f"{path / MANIFEST}: names {role!r}, which is not among its files")
     if manifest.files[manifest.graph] > MAX_GRAPH_BYTES:
-        raise ArtifactError(f"{folder}: expected a graph of at most {MAX_GRAPH_BYTES} bytes")
+        raise ArtifactError(f"{path}: expected a graph of at most {MAX_GRAPH_BYTES} bytes")
     for name, size in manifest.files.items():
         digest = hashlib.sha256()
-        for block in _blocks(folder, name, size):
+        for block in folder.blocks(name, size):
             digest.update(block)
         if digest.hexdigest() != checksums[name]:
-            raise ArtifactError(_changed(folder / name))
+            raise ArtifactError(_changed(path / name))
 
 
 def _changed(path: Path) -> str:
     return f"{path}: its bytes are not those that were written (sha256 differs): damaged or changed; make it again"
 
 
-def _read(folder: Path, name: str, size: int | None, limit: int | None = None) -> bytes:
-    return b"".join(_blocks(folder, name, size, limit))
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _blocks(folder: Path, name: str, size: int | None, limit: int | None = None) -> Iterator[bytes]:
-    """The bytes of one regular file inside ``folder``, never more than said."""
-    path = folder / name
+@contextmanager
+def _opened(path: Path) -> Iterator[_Folder]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    except OSError as fault:
-        raise ArtifactError(f"{path}: cannot be read: {fault.strerror} (missing, or a link)") from None
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ArtifactError(f"{path}: expected a regular file")
-        if size is not None and found.st_size != size:
-            raise ArtifactError(f"{path}: expected {size} bytes, found {found.st_size}")
-        if limit is not None and found.st_size > limit:
-            raise ArtifactError(f"{path}: expected at most {limit} bytes, found {found.st_size}")
-        left = found.st_size
-        while left:
-            block = file.read(min(_BLOCK, left))
-            if not block:
-                raise ArtifactError(f"{path}: ended {left} bytes early")
-            left -= len(block)
-            yield block
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (OSError, ValueError) as fault:
+        why = fault.strerror if isinstance(fault, OSError) else fault
+        raise ArtifactError(f"{path}: expected an artifact (a folder with {MANIFEST}): {why}") from None
+    try:
+        yield _Folder(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """An open folder, whose regular files are read, links not followed."""
+
+    path: Path
+    descriptor: int
+
+    def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytes:
+        """All bytes of a file that must have ``size`` bytes, and no more than ``limit``."""
+        return b"".join(self.blocks(name, size, limit))
+
+    def blocks(self, name: str, size: int | None = None, limit: int | None = None) -> Iterator[bytes]:
+        """The same, a block at a time; never more bytes than the file had when it was opened."""
+        path = self.path / name
+        try:
+            # Without blocking: a pipe would wait for somebody to write.
+            opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.descriptor)
+        except OSError as fault:
+            why = "it is a link" if fault.errno == errno.ELOOP else fault.strerror
+            raise ArtifactError(f"{path}: cannot be read: {why}") from None
+        try:
+            with open(opened, "rb", buffering=0) as file:
+                found = os.fstat(opened)
+                if not stat.S_ISREG(found.st_mode):
+                    raise ArtifactError(f"{path}: expected a regular file")
+                if size is not None and found.st_size != size:
+                    raise ArtifactError(f"{path}: expected {size} bytes, found {found.st_size}")
+                if limit is not None and found.st_size > limit:
+                    raise ArtifactError(f"{path}: expected at most {limit} bytes, found {found.st_size}")
+                left = found.st_size
+                while left:
+                    block = file.read(min(_BLOCK, left))
+                    if not block:
+                        raise ArtifactError(f"{path}: ended {left} bytes early")
+                    left -= len(block)
+                    yield block
+        except OSError as fault:
+            raise ArtifactError(f"{path}: cannot be read: {fault.strerror}") from None

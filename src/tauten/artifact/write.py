@@ -5,51 +5,37 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from tauten.artifact._replace import replacing
 from tauten.artifact.manifest import CHECKSUMS, MANIFEST, Manifest
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.core.measure import Measure
+from tauten.errors import ConfigError
 
 SIZE = "size_bytes"
 WhatSize = Literal["artifact", "weights"]
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A new folder beside ``path`` that takes its place when the block ends well, and is removed when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-    fresh.mkdir()
-    try:
-        yield fresh
-        _sync(fresh)
-        old = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
 def write_artifact(path: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, bytes]) -> Artifact:
     """Write ``files`` and the manifest (its ``files`` are filled in) to the folder ``path``, whole or not at all.
 
-    A folder that is already there is replaced in one step.
+    An artifact that is already there is replaced in one step. Raises ``ConfigError`` for a file's name that is not
+    plain, ``ArtifactError`` where the folder cannot be written.
     """
     folder = Path(path)
+    sizes = {name: len(data) for name, data in files.items()}
+    # Built before anything is written: it holds the names, which say where bytes go, to being plain.
+    manifest = Manifest.from_json({**manifest.to_json(), "files": sizes})
+    if {manifest.graph, manifest.weights} - set(sizes):
+        raise ConfigError(f"expected files {manifest.graph!r} and {manifest.weights!r}, got {sorted(sizes)}")
     with replacing(folder) as fresh:
         for name, data in files.items():
             _write(fresh / name, data)
-        sizes = {name: len(data) for name, data in files.items()}
-        _seal(fresh, Manifest.from_json({**manifest.to_json(), "files": sizes}))
+        _seal(fresh, manifest)
     return read_artifact(folder)
 
 
@@ -74,7 +60,7 @@ def copy_artifact(artifact: Artifact, path: str | os.PathLike[str]) -> Artifact:
     with replacing(folder) as fresh:
         for name in (*artifact.manifest.files, MANIFEST, CHECKSUMS):
             # Copied, not linked: an edit of one must not reach the other.
-            shutil.copyfile(artifact.path / name, fresh / name)
+            _copy(artifact.path / name, fresh / name)
     return read_artifact(folder)
 
 
@@ -87,15 +73,14 @@ def _seal(
     # Each line of the checksums file: 64 digits, two blanks, the name, a line feed.
     beside = sum(manifest.files.values()) + sum(67 + len(name) for name in (*others, MANIFEST))
     if size == "weights":
-        manifest = _with_size(manifest, manifest.files[manifest.weights])
-        text = _text(manifest)
+        text = _text(_with_size(manifest, manifest.files[manifest.weights], "weights"))
     else:
         # The manifest states a total that holds the manifest: repeat until the total's digits agree with it.
         total = -1
-        text = _text(_with_size(manifest, 0))
+        text = _text(_with_size(manifest, 0, "artifact"))
         while total != beside + len(text):
             total = beside + len(text)
-            text = _text(_with_size(manifest, total))
+            text = _text(_with_size(manifest, total, "artifact"))
     _write(folder / MANIFEST, text)
     sums = {**others, MANIFEST: hashlib.sha256(text).hexdigest()}
     _write(folder / CHECKSUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode())
@@ -106,20 +91,28 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _with_size(manifest: Manifest, total: int) -> Manifest:
-    measure = Measure.exact(total, "bytes", "lower", on="files of the artifact")
+def _with_size(manifest: Manifest, total: int, what: WhatSize) -> Manifest:
+    on = "files of the artifact" if what == "artifact" else "weights file"
+    measure = Measure.exact(total, "bytes", "lower", on=on)
     return manifest.model_copy(update={"measures": {**manifest.measures, SIZE: measure}})
 
 
 def _text(manifest: Manifest) -> bytes:
-    return json.dumps(manifest.to_json(), separators=(",", ":"), sort_keys=True).encode()
+    return json.dumps(manifest.to_json(), separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
 
 
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -127,13 +120,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

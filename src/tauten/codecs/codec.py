@@ -18,7 +18,7 @@ class Codec(Protocol):
     suffix: str
 
     def encode(self, arrays: Mapping[str, Array]) -> bytes:
-        """The arrays as bytes."""
+        """The arrays as bytes; ``ConfigError`` for an array that it cannot code. The arrays are left as they are."""
         ...
 
     def decode(self, data: bytes) -> Arrays:

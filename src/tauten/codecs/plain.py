@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final, get_args
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tauten.core.tensor import Array, Arrays
-from tauten.errors import ArtifactError
+from tauten.core.tensor import Array, Arrays, DType
+from tauten.errors import ArtifactError, ConfigError
 
 __all__ = ["PLAIN"]
+
+_DTYPES: Final = frozenset(get_args(DType))
+_RESERVED: Final = "__metadata__"
 
 
 class Plain:
@@ -20,8 +24,17 @@ class Plain:
     suffix = ".safetensors"
 
     def encode(self, arrays: Mapping[str, Array]) -> bytes:
-        # Sorted, so that equal weights are equal bytes whatever order they came in.
-        return safetensors.numpy.save({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)})
+        for name, array in arrays.items():
+            if array.dtype.name not in _DTYPES or name == _RESERVED:
+                raise ConfigError(f"weights: {name!r} ({array.dtype.name}): safetensors has no such array")
+        # Sorted, so that equal weights are equal bytes whatever order they came in. Little-endian here, because
+        # safetensors would swap the caller's own bytes; asarray, because ascontiguousarray makes a scalar a vector.
+        return safetensors.numpy.save(
+            {
+                name: np.asarray(arrays[name], dtype=arrays[name].dtype.newbyteorder("<"), order="C")
+                for name in sorted(arrays)
+            }
+        )
 
     def decode(self, data: bytes) -> Arrays:
         try:

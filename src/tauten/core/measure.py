@@ -47,4 +47,6 @@ class Measure(Value):
     def ratio(self, other: Measure) -> float:
         """How many times better this is than ``other``: above 1 is better, whichever way is better."""
         ours, theirs = (other.value, self.value) if self.better == "lower" else (self.value, other.value)
-        return ours / theirs if theirs else math.inf
+        if theirs:
+            return ours / theirs
+        return 1.0 if ours == theirs else math.inf

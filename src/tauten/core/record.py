@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from tauten.core.value import Value
+from tauten.core.value import JsonObject, Value
 
 
 class Record(Value):
     """Name, parameters, seed, seconds, hash before and after, and notes of one applied pass."""
 
     name: str
-    parameters: dict[str, Any]
+    parameters: JsonObject
     seed: int
     seconds: Annotated[float, Field(ge=0)]
     before: str
     after: str
-    notes: dict[str, Any] = {}
+    notes: JsonObject = {}

@@ -50,7 +50,13 @@ class Registry(Generic[T]):
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=f"tauten.{self.kind}s")}
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=f"tauten.{self.kind}s"):
+            # One distribution may be found twice on the path; two that claim one name are a mistake to be told.
+            if found.setdefault(entry.name, entry).value != entry.value or entry.name in self._modules:
+                other = self._modules.get(entry.name, found[entry.name].value)
+                raise PluginError(f"two {self.kind} plug-ins are named {entry.name!r}: {other} and {entry.value}")
+        return found
 
     def names(self) -> list[str]:
         """Every plug-in's name, sorted; imports none of them."""
@@ -69,7 +75,7 @@ class Registry(Generic[T]):
         try:
             module = importlib.import_module(self._modules[name])
         except ModuleNotFoundError as fault:
-            if (fault.name or "").startswith("tauten"):
+            if (fault.name or "").partition(".")[0] in ("tauten", ""):
                 raise PluginError(f"{self.kind} {name!r} does not import: {fault}") from fault
             raise ExtraMissing(f"{self.kind} {name!r} ({fault.name} is not installed)", self._extra) from fault
         except TautenError:
@@ -81,6 +87,8 @@ class Registry(Generic[T]):
     def _load_entry_point(self, entry: EntryPoint) -> T:
         try:
             plugin: T = entry.load()
+        except TautenError:
+            raise
         except Exception as fault:
             raise PluginError(
                 f"{self.kind} {entry.name!r} ({entry.value}) does not import: {type(fault).__name__}: {fault}"
@@ -91,6 +99,8 @@ class Registry(Generic[T]):
         exported: list[str] = list(getattr(module, "__all__", ()))
         if len(exported) != 1:
             raise PluginError(f"{module.__name__}: expected one name in __all__, the {self.kind}; got {exported}")
+        if not hasattr(module, exported[0]):
+            raise PluginError(f"{module.__name__}: __all__ names {exported[0]!r}, which is not there")
         plugin: Any = getattr(module, exported[0])
         return cast("T", plugin)  # what a file exports is held to its kind by the contract suite
 

@@ -78,12 +78,15 @@ def check_arrays(specs: Sequence[TensorSpec], arrays: Mapping[str, Array]) -> di
     """
     names = [spec.name for spec in specs]
     if set(names) != set(arrays):
-        raise InputError(f"expected inputs {names}, got {sorted(arrays)}")
+        raise InputError(f"expected inputs {names}, got {sorted(str(name) for name in arrays)}")
     found: dict[str, int] = {}
     for spec in specs:
         array = arrays[spec.name]
-        if array.dtype.name != spec.dtype:
-            raise InputError(f"{spec.name}: expected dtype {spec.dtype}, got {array.dtype.name}")
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"{spec.name}: expected a NumPy array, got a {type(array).__name__}")
+        # A dtype's name hides its byte order, which an engine would not notice.
+        if array.dtype.name != spec.dtype or not array.dtype.isnative:
+            raise InputError(f"{spec.name}: expected dtype {spec.dtype}, got {array.dtype.str} ({array.dtype.name})")
         for dim, size in spec.sizes(array.shape).items():
             if found.setdefault(dim, size) != size:
                 raise InputError(f"{spec.name}: dimension {dim!r} is {size} here and {found[dim]} in another input")

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import pydantic
 
 from tauten.errors import ConfigError
 
+_DEEPEST: Final = 50
+_MOST_FAULTS: Final = 8
+
 
 def explain(error: pydantic.ValidationError) -> str:
-    """One line a fault: where, the rule, and the value that came."""
+    """One line for all faults: where, the rule, and the value that came."""
     lines = []
-    for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"]) or "value"
+    for fault in error.errors(include_url=False)[:_MOST_FAULTS]:
+        where = ".".join(str(part) for part in fault["loc"])
+        cause = fault.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigError):
+            # A value inside this one has already said what it is and what came.
+            lines.append(f"{where}: {cause}" if where else str(cause))
+            continue
         came = repr(fault.get("input"))
         if len(came) > 80:
             came = came[:77] + "..."
-        lines.append(f"{where}: {fault['msg']} (got {came})")
+        rule = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where or 'value'}: {rule} (got {came})")
+    if error.error_count() > _MOST_FAULTS:
+        lines.append(f"and {error.error_count() - _MOST_FAULTS} more")
     return "; ".join(lines)
+
+
+def _as_json(value: Any, where: str = "value", depth: int = 0) -> Any:
+    """``value`` as JSON gives it back: tuples become lists, keys strings. ``ValueError`` says what is no JSON."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{where}: nested deeper than {_DEEPEST}")
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where}: expected a finite number, got {value}")
+        return float(value)
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str | int) for key in value):
+            raise ValueError(f"{where}: expected strings as keys")
+        return {str(key): _as_json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item, f"{where}.{index}", depth + 1) for index, item in enumerate(value)]
+    raise ValueError(f"{where}: expected what JSON can hold, got a {type(value).__name__}")
+
+
+JsonObject = Annotated[dict[str, Any], pydantic.BeforeValidator(_as_json)]
+"""A field for notes, parameters and options: a JSON object, held to that when the value is built."""
 
 
 class Value(pydantic.BaseModel):
@@ -27,7 +63,7 @@ class Value(pydantic.BaseModel):
     Raises ``ConfigError`` (or the subclass' ``raises``), never pydantic's own error.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     raises: ClassVar[type[ConfigError]] = ConfigError
 
     def __init__(self, **fields: Any) -> None:
@@ -46,4 +82,7 @@ class Value(pydantic.BaseModel):
         try:
             return cls.model_validate(document)
         except pydantic.ValidationError as fault:
-            raise cls.raises(f"{cls.__name__}: {explain(fault)}") from None
+            faults = explain(fault)
+            # What __init__ raised on the way has the name already.
+            text = faults if faults.startswith(f"{cls.__name__}: ") else f"{cls.__name__}: {faults}"
+            raise cls.raises(text) from None
