@@ -1,0 +1,115 @@
+"""A server's figures for Prometheus, and as the statistics document that load tools ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import HistogramMetricFamily, Metric
+
+from tauten.run.serve.model import ServedModel
+from tauten.run.serve.statistics import BUCKETS_S, FAILURES, PHASES, Statistics
+
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+_COUNTS: Final = {
+    "nv_inference_request_success": ("Requests that were answered", "successes"),
+    "nv_inference_count": ("Samples that were computed", "inferences"),
+    "nv_inference_exec_count": ("Calls of the engine", "executions"),
+}
+
+
+class Metrics:
+    """The figures of ``models``, in a registry of their own.
+
+    The names that start with ``nv_`` are those that dashboards of other servers of this protocol read; their
+    durations are sums. The histograms hold the same durations with their spread.
+    """
+
+    def __init__(self, models: Iterable[ServedModel]) -> None:
+        self._models = tuple(models)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        for name, (text, field) in _COUNTS.items():
+            # Not "counter": the client library would name it NAME_total, and dashboards know it as NAME.
+            metric = Metric(name, text, "unknown")
+            for model, labels in self._labelled():
+                metric.add_sample(name, labels, getattr(model.statistics, field))
+            yield metric
+        yield self._failures()
+        for phase in PHASES:
+            name = f"nv_inference_{phase}_duration_us"
+            metric = Metric(name, f"Sum of microseconds: {phase}", "unknown")
+            for model, labels in self._labelled():
+                metric.add_sample(name, labels, model.statistics.phases[phase].total_ns // 1000)
+            yield metric
+        pending = Metric("nv_inference_pending_request_count", "Requests that wait for a thread", "gauge")
+        for model, labels in self._labelled():
+            pending.add_sample(pending.name, labels, model.waiting)
+        yield pending
+        for phase in PHASES:
+            yield self._histogram(phase)
+
+    def _labelled(self) -> Iterator[tuple[ServedModel, dict[str, str]]]:
+        for model in self._models:
+            yield model, {"model": model.name, "version": model.version}
+
+    def _failures(self) -> Metric:
+        name = "nv_inference_request_failure"
+        metric = Metric(name, "Requests that failed, by reason", "unknown")
+        for model, labels in self._labelled():
+            for reason in FAILURES:
+                metric.add_sample(name, {**labels, "reason": reason}, model.statistics.failures[reason])
+        return metric
+
+    def _histogram(self, phase: str) -> Metric:
+        family = HistogramMetricFamily(
+            f"tauten_{phase}_duration_seconds", f"Seconds of answered requests: {phase}", labels=["model", "version"]
+        )
+        bounds = [*(str(bound) for bound in BUCKETS_S), "+Inf"]
+        for model, labels in self._labelled():
+            histogram = model.statistics.phases[phase]
+            buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+            family.add_metric(list(labels.values()), buckets, histogram.total_ns * 1e-9)
+        return family
+
+
+def statistics_document(model: ServedModel) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/M/stats``; durations in nanoseconds."""
+    statistics: Statistics = model.statistics
+
+    def phase(name: str) -> dict[str, int]:
+        return {"count": statistics.successes, "ns": statistics.phases[name].total_ns}
+
+    none = {"count": 0, "ns": 0}
+    return {
+        "model_stats": [
+            {
+                "name": model.name,
+                "version": model.version,
+                "last_inference": statistics.last_inference_ms,
+                "inference_count": statistics.inferences,
+                "execution_count": statistics.executions,
+                "inference_stats": {
+                    "success": phase("request"),
+                    "fail": {"count": sum(statistics.failures.values()), "ns": statistics.failed_ns},
+                    "queue": phase("queue"),
+                    "compute_input": phase("compute_input"),
+                    "compute_infer": phase("compute_infer"),
+                    "compute_output": phase("compute_output"),
+                    "cache_hit": none,
+                    "cache_miss": none,
+                },
+                "batch_stats": [],
+            }
+        ]
+    }

@@ -1,0 +1,301 @@
+"""HTTP/1.1 on one connection: an ``asyncio.Protocol`` over the parser of httptools.
+
+Requests of one connection are answered in the order in which they came; those that came early wait, and while they
+wait the socket is not read. What a client can make the server hold is bounded: one read, one head, one body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, Final, cast
+
+import httptools
+
+from tauten.run.serve.protocol.connections import Connections
+from tauten.run.serve.protocol.messages import Request, Response, error_response
+from tauten.run.serve.settings import Limits
+
+Handler = Callable[[Request], Response | Coroutine[Any, Any, Response]]
+"""Answers a request at once or later. What it raises becomes a 500."""
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CLOSE: Final = b"Connection: close\r\n"
+_KEEP: Final = b"Connection: keep-alive\r\n"
+_LINGER_S: Final = 2.0
+
+log = logging.getLogger("tauten.serve")
+
+
+class _Refused(Exception):
+    """Stops the parser inside one of its callbacks."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """One client.
+
+    ``deadlines`` are looked at by ``Connections`` about once a second, so that a request costs no timer.
+    """
+
+    def __init__(self, handler: Handler, limits: Limits, connections: Connections) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._connections = connections
+        self._loop = connections.loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._waiting: deque[Request | Response] = deque()  # a response here is a refusal, the last thing sent
+        self._task: asyncio.Task[Response] | None = None
+        self._refusal: Response | None = None
+        self._receiving = False
+        self._deaf = False  # what still comes is not read as requests
+        self._last = False  # close once everything is answered
+        self._lingering = False
+        self._lost = False
+        self._reading = True
+        self._writable = True
+        self._continue_due = False
+        self._quiet_bytes = 0
+        self.read_deadline = math.inf
+        self.write_deadline = math.inf
+
+    # The transport's calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._connections.add(self)
+        self.read_deadline = self._loop.time() + self._limits.idle_s
+
+    def connection_lost(self, fault: Exception | None) -> None:
+        self._lost = self._deaf = True
+        self._connections.discard(self)
+        self._waiting.clear()
+        if self._task is not None:
+            self._task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._quiet_bytes += len(data)
+        self._feed(data)
+        if self._receiving and self._quiet_bytes > self._limits.max_head_bytes and not self._deaf:
+            self._refuse(431, f"expected at most {self._limits.max_head_bytes} bytes of headers")
+        self._advance()
+
+    def eof_received(self) -> bool:
+        """The client will send no more; it may still read what it asked for."""
+        self._deaf = self._last = True
+        self._receiving = False
+        return self._task is not None or bool(self._waiting)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self.write_deadline = self._loop.time() + self._limits.send_s
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.write_deadline = math.inf
+        self._advance()
+
+    # The parser's calls.
+
+    def on_message_begin(self) -> None:
+        self._receiving = True
+        self._quiet_bytes = 0
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._target = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self.read_deadline = self._loop.time() + self._limits.receive_s
+
+    def on_url(self, part: bytes) -> None:
+        self._target += part
+        self._count_head(len(part))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_head(len(name) + len(value) + 4)
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        length = self._headers.get(b"content-length")
+        if length is not None and int(length) > self._limits.max_body_bytes:
+            self._stop(413, f"expected a body of at most {self._limits.max_body_bytes} bytes, got {int(length)}")
+        expect = self._headers.get(b"expect")
+        if expect is not None:
+            if expect.lower() != b"100-continue":
+                self._stop(417, f"expected 'Expect: 100-continue' or none, got {expect!r:.80}")
+            self._continue_due = True
+
+    def on_body(self, part: bytes) -> None:
+        self._quiet_bytes = 0
+        self._continue_due = False
+        self._body_bytes += len(part)
+        if self._body_bytes > self._limits.max_body_bytes:
+            self._stop(413, f"expected a body of at most {self._limits.max_body_bytes} bytes, got more")
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        self._receiving = self._continue_due = False
+        self.read_deadline = math.inf
+        keep_alive = self._parser.should_keep_alive()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        self._waiting.append(
+            Request(
+                self._parser.get_method(),
+                self._target,
+                self._headers,
+                body,
+                keep_alive,
+                self._parser.get_http_version() == "1.0",
+            )
+        )
+        if self._last or not keep_alive:
+            self._deaf = self._last = True
+
+    # What Connections calls.
+
+    def drain(self) -> None:
+        """Answer what has begun to come, then close."""
+        self._last = True
+        self._close_when_idle()
+
+    def timed_out(self) -> None:
+        """``read_deadline`` or ``write_deadline`` has passed."""
+        if self._loop.time() >= self.write_deadline or self._transport.is_closing() or self._deaf:
+            self._transport.abort()
+        elif self._receiving:
+            self._refuse(408, f"expected a whole request within {self._limits.receive_s:g} seconds")
+            self._advance()
+        else:
+            self._close()
+
+    def abort(self) -> None:
+        """Close at once, answered or not."""
+        self._transport.abort()
+
+    # The rest.
+
+    def _feed(self, data: bytes) -> None:
+        while data and not self._deaf:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # Another protocol was proposed. A server may go on with HTTP/1.1 (RFC 9110, 7.8): so does this one.
+                data = data[upgrade.args[0] :]
+                continue
+            except httptools.HttpParserError as fault:
+                if self._refusal is not None:
+                    self._enqueue_refusal(self._refusal)
+                elif not self._deaf:
+                    self._refuse(400, f"malformed HTTP: {fault}")
+            return
+
+    def _count_head(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self._limits.max_head_bytes:
+            self._stop(431, f"expected at most {self._limits.max_head_bytes} bytes of headers")
+
+    def _stop(self, status: int, message: str) -> None:
+        self._refusal = error_response(status, message)
+        raise _Refused
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._enqueue_refusal(error_response(status, message))
+
+    def _enqueue_refusal(self, response: Response) -> None:
+        self._waiting.append(response)
+        self._receiving = self._continue_due = False
+        self._deaf = self._last = True
+        self._body = []
+        self.read_deadline = math.inf
+
+    def _advance(self) -> None:
+        """Answer what waits, as far as the order and the client's reading allow."""
+        while self._waiting and self._task is None and self._writable and not self._lost:
+            item = self._waiting.popleft()
+            if isinstance(item, Response):
+                self._write(item, None)
+                self._linger()
+                return
+            try:
+                answer = self._handler(item)
+            except Exception as fault:  # noqa: BLE001 - a fault in one answer must not end the connection; it is logged
+                answer = self._failed(item, fault)
+            if isinstance(answer, Response):
+                self._write(answer, item)
+            else:
+                if not self._receiving:
+                    self.read_deadline = math.inf
+                self._task = self._loop.create_task(answer)
+                self._task.add_done_callback(partial(self._answered, item))
+        if self._lost:
+            return
+        self._read_or_pause()
+        if self._continue_due and self._task is None and not self._waiting:
+            self._continue_due = False
+            self._transport.write(_CONTINUE)
+        self._close_when_idle()
+
+    def _answered(self, request: Request, task: asyncio.Task[Response]) -> None:
+        self._task = None
+        if task.cancelled():
+            self._transport.abort()
+            return
+        fault = task.exception()
+        response = task.result() if fault is None else self._failed(request, fault)
+        if not self._lost:
+            self._write(response, request)
+            self._advance()
+
+    def _failed(self, request: Request, fault: BaseException) -> Response:
+        log.error("%s %s failed", request.method.decode(), request.target.decode("latin-1"), exc_info=fault)
+        return error_response(500, "internal error: the server's log has the details")
+
+    def _write(self, response: Response, request: Request | None) -> None:
+        close = request is None or (self._last and not self._waiting and not self._receiving)
+        connection = _CLOSE if close else _KEEP if request is not None and request.old else b""
+        head = response.head(self._connections.date_line, connection)
+        if request is not None and request.method == b"HEAD":
+            self._transport.write(head)
+        else:
+            self._transport.writelines([head, *response.body])
+        if not self._receiving:
+            self.read_deadline = self._loop.time() + self._limits.idle_s
+
+    def _read_or_pause(self) -> None:
+        wanted = not self._waiting
+        if wanted != self._reading and not self._transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self._transport.resume_reading()
+                if self._receiving:
+                    self.read_deadline = self._loop.time() + self._limits.receive_s
+            else:
+                self._transport.pause_reading()
+                self.read_deadline = math.inf
+
+    def _close_when_idle(self) -> None:
+        busy = self._task is not None or self._waiting or self._receiving or self._lingering
+        if self._last and not busy:
+            self._close()
+
+    def _close(self) -> None:
+        self._deaf = True
+        self._transport.close()
+        self.write_deadline = min(self.write_deadline, self._loop.time() + self._limits.send_s)
+
+    def _linger(self) -> None:
+        """Read on a moment before closing: a close with bytes unread would reset what the client has yet to read."""
+        self._lingering = True
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if not self._reading:
+            self._reading = True
+            self._transport.resume_reading()
+        self.read_deadline = self._loop.time() + _LINGER_S

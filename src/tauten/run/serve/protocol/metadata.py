@@ -1,0 +1,67 @@
+"""What the protocol says of a server and of a model: plain JSON documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from tauten.core.tensor import TensorSpec
+from tauten.run.serve.protocol.datatypes import DATATYPES
+
+EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics")
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    """The answer to ``GET /v2``."""
+    return {"name": "tauten", "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(
+    name: str, version: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/M``; a variable dimension is -1."""
+    return {
+        "name": name,
+        "versions": [version],
+        "platform": platform,
+        "inputs": [_tensor(spec) for spec in inputs],
+        "outputs": [_tensor(spec) for spec in outputs],
+    }
+
+
+def model_config(
+    name: str,
+    platform: str,
+    max_batch: int,
+    instances: int,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+) -> dict[str, Any]:
+    """The answer to ``GET /v2/models/M/config``, which load tools of other servers ask for.
+
+    Where every tensor has the batch first, ``max_batch_size`` is ``max_batch`` and ``dims`` leave the batch out;
+    elsewhere it is 0 and ``dims`` are whole, as that document's readers expect.
+    """
+    batched = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
+    skip = 1 if batched else 0
+    return {
+        "name": name,
+        "platform": platform,
+        "backend": platform,
+        "max_batch_size": max_batch if batched else 0,
+        "input": [_config_tensor(spec, skip) for spec in inputs],
+        "output": [_config_tensor(spec, skip) for spec in outputs],
+        "instance_group": [{"name": name, "kind": "KIND_CPU", "count": instances}],
+    }
+
+
+def _dims(spec: TensorSpec) -> list[int]:
+    return [-1 if isinstance(dim, str) else dim for dim in spec.shape]
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _dims(spec)}
+
+
+def _config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
+    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": _dims(spec)[skip:]}

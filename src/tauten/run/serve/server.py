@@ -1,0 +1,137 @@
+"""A server from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tauten.errors import ServeError
+from tauten.run.serve.endpoints import Endpoints
+from tauten.run.serve.model import ServedModel
+from tauten.run.serve.protocol.connections import Connections
+from tauten.run.serve.protocol.http import HttpConnection
+from tauten.run.serve.repository import Repository
+from tauten.run.serve.settings import ServeSettings
+
+T = TypeVar("T")
+
+log = logging.getLogger("tauten.serve")
+
+
+class Server:
+    """Serves models over HTTP.
+
+    ::
+
+        async with Server([ServedModel.load("build/digits/best")]) as server:
+            print(server.url)
+            await server.until_signalled()
+    """
+
+    def __init__(self, models: Iterable[ServedModel], settings: ServeSettings | None = None) -> None:
+        self.settings = settings or ServeSettings()
+        self._repository = Repository(models)
+        self._endpoints = Endpoints(self._repository, version("tauten"), self.settings.instances)
+        self._listener: asyncio.Server | None = None
+        self._connections: Connections | None = None
+
+    @property
+    def models(self) -> list[str]:
+        return [model.name for model in self._repository]
+
+    @property
+    def port(self) -> int:
+        """The port that is open; the system's choice where the settings say 0."""
+        if self._listener is None or not self._listener.sockets:
+            raise ServeError("the server is not started")
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        host = self.settings.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Open the port. Raises ``ServeError`` where that cannot be."""
+        loop = asyncio.get_running_loop()
+        connections = Connections(loop)
+        limits = self.settings.limits
+        for model in self._repository:
+            model.start(self.settings)
+        try:
+            self._listener = await loop.create_server(
+                lambda: HttpConnection(self._endpoints, limits, connections),
+                self.settings.host,
+                self.settings.port,
+                backlog=1024,
+            )
+        except OSError as fault:
+            self._stop_models()
+            raise ServeError(_cannot_listen(self.settings, fault)) from None
+        self._connections = connections
+        connections.start()
+
+    async def stop(self) -> int:
+        """Close the port, finish what is under way within ``drain_s``, and say how many connections had to be cut."""
+        if self._listener is None or self._connections is None:
+            return 0
+        self._endpoints.draining = True
+        self._listener.close()
+        cut = await self._connections.drain(self.settings.drain_s)
+        self._stop_models()
+        self._listener = self._connections = None
+        self._endpoints.draining = False
+        if cut:
+            log.warning("cut %d connections that had not finished within %g s", cut, self.settings.drain_s)
+        return cut
+
+    async def until_signalled(self) -> None:
+        """Return at the first SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        asked = asyncio.Event()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, asked.set)
+        try:
+            await asked.wait()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    def _stop_models(self) -> None:
+        for model in self._repository:
+            model.stop()
+
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``main()`` in a new event loop, uvloop's where it is installed."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main())
+
+
+def _cannot_listen(settings: ServeSettings, fault: OSError) -> str:
+    where = f"port {settings.port} on {settings.host}"
+    if fault.errno == errno.EADDRINUSE:
+        return f"{where} is in use: stop what listens there, or choose another with --port (0 lets the system choose)"
+    return f"cannot listen on {where}: {fault.strerror or fault}"

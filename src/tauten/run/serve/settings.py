@@ -1,0 +1,60 @@
+"""How a server is set up."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from tauten.core.target import parse_bytes
+from tauten.core.value import Value
+from tauten.errors import ConfigError
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Limits(Value):
+    """What one connection may cost, and how long each thing may take.
+
+    ``max_head_bytes`` bounds request line and headers, ``max_body_bytes`` the body. ``receive_s`` is the time from a
+    request's first byte to its last, ``idle_s`` that between requests, ``send_s`` how long a client may leave an
+    answer unread.
+    """
+
+    max_head_bytes: Annotated[int, Field(ge=256)] = 32 * 2**10
+    max_body_bytes: Annotated[int, Field(ge=0)] = 64 * 10**6
+    receive_s: Seconds = 60.0
+    idle_s: Seconds = 75.0
+    send_s: Seconds = 60.0
+
+    @field_validator("max_body_bytes", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        return parse_bytes(value) if isinstance(value, str) else value
+
+
+class ServeSettings(Value):
+    """Where a server listens, how much it does at once and how long it waits.
+
+    ``port`` 0 lets the system choose. ``instances`` calls of an engine run at once, ``queue`` more wait; a request
+    beyond that is refused. ``answer_s`` bounds waiting and running of one request, ``drain_s`` how long a stopping
+    server finishes what is under way.
+    """
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    instances: Annotated[int, Field(ge=1, le=256)] = 1
+    queue: Annotated[int, Field(ge=0)] = 256
+    answer_s: Seconds = 30.0
+    drain_s: Seconds = 30.0
+    limits: Limits = Limits()
+
+
+def check_model_name(name: str) -> str:
+    """``name`` where it can stand in a URL as it is; ``ConfigError`` elsewhere."""
+    if not MODEL_NAME.fullmatch(name):
+        raise ConfigError(f"expected a model name of letters, digits and _ . + - (128 at most), got {name!r}")
+    return name
