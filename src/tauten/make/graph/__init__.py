@@ -1,0 +1,11 @@
+"""A module seen as groups of channels that must go together.
+
+::
+
+    export   module -> ATen program                     trace    program -> ids of elements that are one channel
+    rules/   what each operation does to them           coupling ids -> units and groups, as index maps
+    slim     takes units out, in truth or by zeros      prove    holds the one against the other
+
+The property that all of it stands on: the smaller module answers as the original does with zeros in every entry that
+the removed units hold, in producers and consumers alike (a layer norm over channels: taken over the kept ones).
+"""
