@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tauten.cli.output import JSON, console, emit
+from tauten.cli.output import JSON, console
 
 
 def command(
@@ -30,6 +30,7 @@ def command(
 
     Example: `tauten serve build/digits/best --port 8000`
     """
+    import json
     import logging
 
     from tauten.artifact.read import read_artifact
@@ -49,7 +50,9 @@ def command(
         server = Server([model], settings)
         await server.start()
         document = {"ready": True, "url": server.url, "models": server.models}
-        emit(document, as_json, lambda out: out.print(f"ready: {', '.join(server.models)} at {server.url}"))
+        # One line either way: whoever started the server reads until the line's end, since the output never ends.
+        line = json.dumps(document) if as_json else f"ready: {', '.join(server.models)} at {server.url}"
+        print(line, flush=True)
         await server.until_signalled()
         console.print("stopping: no new requests, those under way are finished")
         return await server.stop()
