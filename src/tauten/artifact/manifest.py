@@ -20,7 +20,8 @@ SCHEMA_VERSION: Final = 1
 MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+"""A file of an artifact: no folder, no leading dot or dash."""
 
 
 class Manifest(Value):
@@ -44,7 +45,12 @@ class Manifest(Value):
     weights: str
     codec: str = "plain"
     weights_bytes: Annotated[int, Field(ge=0)]
-    files: dict[str, Annotated[int, Field(ge=0)]]
+    files: Annotated[
+        dict[str, Annotated[int, Field(ge=0)]],
+        Field(
+            json_schema_extra={"propertyNames": {"pattern": f"^{FILE_NAME}$", "not": {"enum": [MANIFEST, CHECKSUMS]}}}
+        ),
+    ]
     key: str = ""
     recipe: JsonObject = {}
     history: tuple[Record, ...] = ()
@@ -57,7 +63,7 @@ class Manifest(Value):
     @classmethod
     def _stay_inside(cls, files: dict[str, int]) -> dict[str, int]:
         for name in files:
-            if not _PLAIN_NAME.fullmatch(name) or name in (MANIFEST, CHECKSUMS):
+            if not re.fullmatch(FILE_NAME, name) or name in (MANIFEST, CHECKSUMS):
                 raise ValueError(f"expected a plain file name inside the artifact, got {name!r}")
         return files
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tauten.artifact.manifest import CHECKSUMS, MANIFEST, SCHEMA_VERSION, Manifest
+from tauten.artifact.manifest import CHECKSUMS, FILE_NAME, MANIFEST, SCHEMA_VERSION, Manifest
 from tauten.codecs import CODECS
 from tauten.core.tensor import Arrays
 from tauten.errors import ArtifactError, ConfigError, PluginError
@@ -23,7 +23,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_CHECKSUMS_BYTES = 64 * 2**10
 MAX_GRAPH_BYTES = 512 * 2**20
 _BLOCK = 1 << 20
-_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64})  ([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})")
+_CHECKSUM_LINE = re.compile(rf"([0-9a-f]{{64}})  ({FILE_NAME})")
 
 
 @dataclass(frozen=True)

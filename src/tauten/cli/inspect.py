@@ -1,7 +1,157 @@
-"""``tauten inspect``."""
+"""``tauten inspect``: what an artifact says of itself, after everything in it was checked."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-def command() -> None:
-    """Under construction."""
+import typer
+
+from tauten.cli.output import JSON, emit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from tauten.artifact.layers import Layer
+    from tauten.artifact.read import Artifact
+    from tauten.core.record import Record
+    from tauten.core.tensor import TensorSpec
+
+
+def command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")],
+    as_json: JSON = False,
+) -> None:
+    """Check an artifact's every byte and show what is in it: files, inputs, recipe, measures and layers.
+
+    Example: `tauten inspect build/digits/best`
+    """
+    from tauten.artifact.layers import layers
+    from tauten.artifact.read import read_artifact
+
+    found = read_artifact(artifact)
+    rows = layers(found)
+    emit(_document(found, rows), as_json, lambda console: _show(console, found, rows))
+
+
+def _document(artifact: Artifact, rows: Sequence[Layer]) -> dict[str, Any]:
+    from tauten.cli._measures import nested
+
+    document = artifact.manifest.to_json()
+    document.update(
+        path=str(artifact.path),
+        checksums=artifact.checksums,
+        verified=True,
+        size_bytes=artifact.size_bytes,
+        files=_files(artifact),
+        measures=nested(artifact.manifest.measures),
+        layers=[row.to_json() for row in rows],
+    )
+    return document
+
+
+def _files(artifact: Artifact) -> dict[str, int]:
+    """All files by size, those that the manifest cannot name, itself and the checksums, included."""
+    from tauten.artifact.manifest import CHECKSUMS, MANIFEST
+
+    # Each line of the checksums: 64 digits, two blanks, the name, a line feed.
+    checksums = sum(67 + len(name) for name in artifact.checksums)
+    known = {**artifact.manifest.files, CHECKSUMS: checksums}
+    return {**known, MANIFEST: artifact.size_bytes - sum(known.values())}
+
+
+def _show(console: Console, artifact: Artifact, rows: Sequence[Layer]) -> None:
+    from tauten.cli._measures import measures_table
+
+    manifest = artifact.manifest
+    console.print(_summary(artifact))
+    console.print(_borders(manifest.inputs, manifest.outputs))
+    if manifest.measures:
+        console.print(measures_table(manifest.measures))
+    if manifest.history:
+        console.print(_history(manifest.history))
+    if rows:
+        console.print(_layers(rows))
+
+
+def _table(title: str, *headings: str) -> Table:
+    """A table; a heading that ends in a blank stands over numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading.rstrip(), justify="right" if heading.endswith(" ") else "left")
+    return table
+
+
+def _summary(artifact: Artifact) -> RenderableType:
+    from rich.table import Table
+
+    from tauten.cli._measures import plain
+
+    manifest = artifact.manifest
+    target = manifest.target
+    files = ", ".join(f"{name} {size:,} B" for name, size in _files(artifact).items())
+    options = ", ".join(f"{name}={value}" for name, value in manifest.engine_options.items()) or "none"
+    lines = {
+        "name": manifest.name,
+        "made": f"{manifest.created}, by Tauten {manifest.tauten}",
+        "engine": f"{manifest.engine}, options: {options}",
+        "target": f"{target.name}: {target.device}, threads {target.threads}, batch at most {target.batch}",
+        "size": f"{artifact.size_bytes:,} B: {files}",
+        "recipe": _recipe(manifest.recipe),
+        "codec": f"{manifest.codec}, {manifest.weights_bytes:,} B of weights when decoded",
+        "checksums": f"sha256 of all {len(artifact.checksums)} files agree",
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for label, text in lines.items():
+        grid.add_row(label, plain(text))
+    return grid
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    steps = recipe.get("passes")
+    names = [_pass(step) for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
+    return f"{recipe.get('name', 'not said')}: {' → '.join(names) or 'no passes'}"
+
+
+def _pass(step: dict[str, Any]) -> str:
+    parameters = ", ".join(f"{name}={value}" for name, value in step.items() if name != "pass")
+    return f"{step.get('pass')}({parameters})"
+
+
+def _borders(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> RenderableType:
+    from tauten.cli._measures import plain
+
+    table = _table("Inputs and outputs", "", "name", "dtype", "shape")
+    for side, specs in (("input", inputs), ("output", outputs)):
+        for spec in specs:
+            table.add_row(side, plain(spec.name), spec.dtype, plain(spec.shape_text))
+    return table
+
+
+def _history(history: Sequence[Record]) -> RenderableType:
+    from tauten.cli._measures import plain
+
+    table = _table("History", "pass", "parameters", "seed ", "seconds ")
+    for record in history:
+        parameters = ", ".join(f"{name}={value}" for name, value in record.parameters.items())
+        table.add_row(plain(record.name), plain(parameters), str(record.seed), f"{record.seconds:.2f}")
+    return table
+
+
+def _layers(rows: Sequence[Layer]) -> RenderableType:
+    from tauten.cli._measures import plain
+
+    table = _table("Layers", "layer", "weight", "shape", "dtype", "bits ", "bytes ", "zeros ")
+    for row in rows:
+        shape = "x".join(str(size) for size in row.shape) or "scalar"
+        table.add_row(
+            plain(row.name), plain(row.weight), shape, row.dtype, str(row.bits), f"{row.bytes:,}", f"{row.zeros:.1%}"
+        )
+    return table

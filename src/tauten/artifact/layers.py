@@ -1,0 +1,95 @@
+"""What each layer of an artifact weighs, told from its decoded weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import numpy as np
+from pydantic import Field
+
+from tauten.artifact.read import Artifact
+from tauten.core.tensor import Array
+from tauten.core.value import Value
+
+_QUANTIZED: Final = "_quantized"
+_COMPANIONS: Final = ("_scale", "_zero_point")
+"""How ONNX quantizers name what belongs to ``X_quantized``: ``X_scale`` and ``X_zero_point``."""
+
+
+class Layer(Value):
+    """One weight, and the module that owns it.
+
+    ``shape``, ``dtype``, ``bits`` (of one number) and ``elements`` are of the stored array; ``bytes`` also counts the
+    scales and zero points that belong to it. ``zeros`` is the share of numbers, from 0 to 1, that stand for zero.
+    """
+
+    name: str
+    weight: str
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    dtype: str
+    bits: Annotated[int, Field(ge=1)]
+    bytes: Annotated[int, Field(ge=0)]
+    elements: Annotated[int, Field(ge=0)]
+    zeros: Annotated[float, Field(ge=0, le=1)]
+
+
+def layers(artifact: Artifact) -> tuple[Layer, ...]:
+    """A row for each weight, ordered by layer as people count (``2`` before ``10``).
+
+    The rows' bytes add up to the manifest's ``weights_bytes``. Raises ``ArtifactError`` where the weights cannot be
+    decoded.
+    """
+    weights = artifact.weights()
+    found = [
+        _layer(name, array, weights, artifact.manifest.layers)
+        for name, array in weights.items()
+        if _owner(name, weights) is None
+    ]
+    return tuple(sorted(found, key=lambda layer: (_natural(layer.name), _natural(layer.weight))))
+
+
+def _owner(name: str, weights: Mapping[str, Array]) -> str | None:
+    """The quantized weight that ``name`` is a scale or zero point of, where it is one."""
+    for suffix in _COMPANIONS:
+        quantized = name.removesuffix(suffix) + _QUANTIZED
+        if name.endswith(suffix) and quantized in weights:
+            return quantized
+    return None
+
+
+def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mapping[str, str]) -> Layer:
+    weight = name.removesuffix(_QUANTIZED)
+    beside = [weights[weight + suffix] for suffix in _COMPANIONS if name != weight and weight + suffix in weights]
+    return Layer(
+        name=modules.get(name) or modules.get(weight) or weight.rpartition(".")[0] or weight,
+        weight=weight,
+        shape=array.shape,
+        dtype=array.dtype.name,
+        bits=array.dtype.itemsize * 8,
+        bytes=array.nbytes + sum(other.nbytes for other in beside),
+        elements=array.size,
+        zeros=_zeros(array, weights.get(f"{weight}_zero_point") if name != weight else None),
+    )
+
+
+def _zeros(array: Array, zero_point: Array | None) -> float:
+    if not array.size:
+        return 0.0
+    zero: Any = 0
+    if zero_point is not None and zero_point.size:
+        if (zero_point == zero_point.flat[0]).all():
+            zero = zero_point.flat[0]
+        else:
+            # A zero point a channel: along the first axis that has as many channels.
+            axis = next((axis for axis, size in enumerate(array.shape) if size == zero_point.size), None)
+            if axis is not None:
+                zero = zero_point.reshape([-1 if index == axis else 1 for index in range(array.ndim)])
+    return float(np.count_nonzero(array == zero) / array.size)
+
+
+def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """A sorting key in which numbers inside ``text`` count as numbers."""
+    parts = [part for part in re.split(r"([0-9]+)", text) if part]
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
