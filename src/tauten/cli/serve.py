@@ -35,8 +35,9 @@ def command(
 
     from tauten.artifact.read import read_artifact
     from tauten.run.serve.model import ServedModel
+    from tauten.run.serve.protocol.limits import Limits
     from tauten.run.serve.server import Server, run_loop
-    from tauten.run.serve.settings import Limits, ServeSettings
+    from tauten.run.serve.settings import ServeSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     whole = read_artifact(artifact)

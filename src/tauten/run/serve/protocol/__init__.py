@@ -1,0 +1,1 @@
+"""What travels between server and client, and how. It stands on core alone, so that ``run.load`` shares it."""

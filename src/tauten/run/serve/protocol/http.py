@@ -17,8 +17,8 @@ from typing import Any, Final, cast
 import httptools
 
 from tauten.run.serve.protocol.connections import Connections
+from tauten.run.serve.protocol.limits import Limits
 from tauten.run.serve.protocol.messages import Request, Response, error_response
-from tauten.run.serve.settings import Limits
 
 Handler = Callable[[Request], Response | Coroutine[Any, Any, Response]]
 """Answers a request at once or later. What it raises becomes a 500."""
