@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import LoweringError
@@ -18,6 +18,9 @@ from tauten.run.engines._onnx_wire import DTYPES, MARKER
 
 SMALLEST: Final = 16
 """Tensors of fewer elements stay in the graph: shapes and constants, which a runtime folds while it loads."""
+
+SMALLEST_VECTOR: Final = 256
+"""Vectors of fewer elements (biases, scales) stay too: apart from the graph, each costs more to name than to hold."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -38,7 +41,7 @@ def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def clean(model: ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
-    """Drop notes, inferred shapes and tensors that nothing reads; name the open dimensions; unwrap weights' names.
+    """Drop notes, inferred shapes and tensors that nothing reads or that are there twice; name the open dimensions.
 
     Works in place. What a reader of the graph still needs, names of values and nodes, stays.
     """
@@ -54,20 +57,25 @@ def clean(model: ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[Ten
     _name_dimensions(model.graph, inputs, outputs)
     drop_unused(model.graph)
     _merge_equal(model.graph)
-    stripped = {tensor.name: strip(tensor.name) for tensor in model.graph.initializer}
-    rename(model.graph, lambda name: stripped.get(name, name))
+
+
+def unwrap(graph: GraphProto) -> None:
+    """Name weights as the user's module names them, in place."""
+    names = {tensor.name: strip(tensor.name) for tensor in graph.initializer}
+    rename(graph, lambda name: names.get(name, name))
 
 
 def detach(model: ModelProto) -> Arrays:
     """Take the weights out of the graph and return them by name.
 
-    Works in place: each tensor of ``SMALLEST`` elements or more leaves its bytes to the artifact's weights, and the
-    names of all other values become short. Tensors inside branches and loops stay.
+    Works in place: each tensor of ``SMALLEST`` elements or more (vectors: ``SMALLEST_VECTOR``) leaves its bytes to the
+    artifact's weights, the names of all other values become short, and attributes that say what holds anyway go.
+    Tensors inside branches and loops stay.
     """
     weights: Arrays = {}
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.size < SMALLEST:
+        if array.size < (SMALLEST_VECTOR if array.ndim < 2 else SMALLEST):
             _pack(tensor)
             continue
         if tensor.data_type not in DTYPES:
@@ -82,6 +90,9 @@ def detach(model: ModelProto) -> Arrays:
             bare.external_data.add(key=key, value=value)
         tensor.CopyFrom(bare)
     _shorten(model.graph, keep=set(weights))
+    _drop_defaults(model)
+    model.ClearField("producer_name")
+    model.ClearField("producer_version")
     for opset in [opset for opset in model.opset_import if not _uses(model, opset.domain)]:
         model.opset_import.remove(opset)
     return weights
@@ -146,8 +157,8 @@ def _name_dimensions(graph: GraphProto, inputs: Sequence[TensorSpec], outputs: S
             found = [value.name for value in values]
             raise LoweringError(f"the exporter named {found} what was to be {[spec.name for spec in specs]}")
         for value, spec in zip(values, specs, strict=True):
-            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
-            value.CopyFrom(onnx.helper.make_tensor_value_info(spec.name, kind, list(spec.shape)))
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))
+            value.CopyFrom(helper.make_tensor_value_info(spec.name, kind, list(spec.shape)))
 
 
 def _merge_equal(graph: GraphProto) -> None:
@@ -184,6 +195,24 @@ def _shorten(graph: GraphProto, keep: set[str]) -> None:
     rename(graph, to)
     for node in all_nodes(graph):
         node.name = ""
+
+
+def _drop_defaults(model: ModelProto) -> None:
+    """Drop attributes that equal the default of their operation's definition."""
+    versions = {opset.domain: opset.version for opset in model.opset_import}
+    for node in all_nodes(model.graph):
+        if not onnx.defs.has(node.op_type, node.domain):
+            continue
+        known = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain).attributes
+        said = [
+            attribute
+            for attribute in node.attribute
+            if attribute.name in known
+            and known[attribute.name].default_value.type != AttributeProto.UNDEFINED
+            and helper.get_attribute_value(attribute) == helper.get_attribute_value(known[attribute.name].default_value)
+        ]
+        for attribute in said:
+            node.attribute.remove(attribute)
 
 
 def _letters(number: int) -> str:

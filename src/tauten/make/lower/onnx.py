@@ -13,8 +13,9 @@ from tauten.core.tensor import TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.lower._compare import check_same
 from tauten.make.lower._export import Exported, export, quiet
-from tauten.make.lower._graph import clean, detach, owners
+from tauten.make.lower._graph import clean, detach, owners, unwrap
 from tauten.make.lower._quantize import quantize
+from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._samples import rows
 from tauten.make.lower.lowering import Lowered
 from tauten.make.model.model import Model
@@ -38,13 +39,17 @@ def lower(model: Model, target: Target, context: Context) -> Lowered:
     exported = export(model, example)
     graph, program = to_onnx(exported, model.inputs)
     clean(graph, model.inputs, exported.outputs)
+    unwrap(graph.graph)
+    pool_means(graph)
+    name_transposed(graph.graph, model.module.state_dict())
     context.progress("compare", 0.4)
     samples = list(islice(rows(data, model.inputs, batch=_COMPARED), 1))
     error = check_same(graph, program, model, samples[0])
     notes: dict[str, Any] = {"largest_relative_difference": error}
     if model.quantization is not None:
         context.progress("quantize", 0.5)
-        graph, notes["quantization"] = quantize(graph, model, context)
+        graph, notes["quantization"] = quantize(graph, model, model.quantization, context)
+        clean(graph, model.inputs, exported.outputs)
     weights = detach(graph)
     modules = [name for name, _ in model.module.named_modules()]
     return Lowered(
