@@ -9,15 +9,27 @@ from tauten.core.measure import Measure
 from tauten.report import words
 from tauten.report.run import Entry, Run
 
-AXES = (
-    ("size_bytes", "Size on disk", "max_bytes"),
-    ("latency_p50_ms", "Latency of one request, median", "max_latency_ms"),
-)
+SIZE = ("size_bytes", "Size on disk", "max_bytes")
+MEDIAN = ("latency_p50_ms", "Latency of one request, median", "")
+TAIL = ("latency_p95_ms", "Latency of one request, p95", "max_latency_ms")
+MANY = 60
+"""From so many candidates on, whiskers would hide the points."""
 
 
 def figures(run: Run) -> list[dict[str, Any]]:
     """A figure a cost: ``{id, title, alt, caption, data, layout}``. One that would hold no point is left out."""
-    return [figure for axis in AXES if (figure := _scatter(run, *axis))]
+    # A latency budget binds p95, so that its line stands in the plot of p95.
+    axes = (SIZE, MEDIAN if run.raw["budget"].get("max_latency_ms") is None else TAIL)
+    return [figure for axis in axes if (figure := _scatter(run, *axis))]
+
+
+def legend(plots: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Name, colour and symbol of what the plots show, each once."""
+    found = {}
+    for trace in (trace for plot in plots for trace in plot["data"]):
+        marker = trace.get("marker", {})
+        found[trace["name"]] = (marker.get("color", trace.get("line", {}).get("color")), marker.get("symbol", "line"))
+    return [(name, colour, symbol) for name, (colour, symbol) in found.items()]
 
 
 def _scatter(run: Run, name: str, title: str, limit: str) -> dict[str, Any] | None:
@@ -69,7 +81,12 @@ def _markers(
         "error_y": _spread([y for _, _, y in points], colour),
         "text": [_hover(entry, name) for entry, _, _ in points],
         "hovertemplate": "%{text}<extra></extra>",
-        "marker": {"symbol": symbol, "size": 17 if symbol == "star" else 11, "color": colour, "line": {"width": 1.6}},
+        "marker": {
+            "symbol": symbol,
+            "size": 17 if symbol == "star" else 11,
+            "color": colour,
+            "line": {"width": 1.6, "color": colour},
+        },
     }
 
 
@@ -79,6 +96,7 @@ def _spread(measures: Sequence[Measure], colour: str) -> dict[str, Any]:
         "symmetric": False,
         "array": [measure.high - measure.value for measure in measures],
         "arrayminus": [measure.value - measure.low for measure in measures],
+        "visible": len(measures) < MANY,
         "color": colour,
         "thickness": 1,
         "width": 3,
@@ -127,7 +145,7 @@ def _limits(run: Run, limit: str) -> list[dict[str, Any]]:
     if budget.get("max_drop") is not None and original:
         floor = original.value - float(budget["max_drop"]) * (1 if run.higher else -1)
         shapes.append({"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": floor, "y1": floor, "line": line})
-    if budget.get(limit) is not None and limit != "max_latency_ms":
+    if budget.get(limit) is not None:
         edge = float(budget[limit])
         shapes.append({"type": "line", "yref": "paper", "y0": 0, "y1": 1, "x0": edge, "x1": edge, "line": line})
     return shapes
@@ -138,8 +156,8 @@ def _caption(run: Run, limit: str) -> str:
     parts = []
     if budget.get("max_drop") is not None:
         parts.append(f"{words.amount(float(budget['max_drop']), 'points')} lost")
-    if budget.get("max_bytes") is not None and limit == "max_bytes":
-        parts.append(words.size(float(budget["max_bytes"])))
+    if budget.get(limit) is not None:
+        parts.append(words.amount(float(budget[limit]), "bytes" if limit == "max_bytes" else "ms"))
     dashed = f" Dashed: where the budget ends ({words.listing(parts)})." if parts else ""
     corner = "Up" if run.higher else "Up (less is better)"
     return f"{corner} and to the left is better. Whiskers are 95 % intervals.{dashed}"
@@ -163,8 +181,8 @@ def _ticks(data: Sequence[dict[str, Any]], unit: str) -> dict[str, Any]:
         step *= 10
     if len(found) > 7:
         found = [tick for tick in found if f"{tick:e}".startswith("1")]
-    texts = [words.size(tick) if unit == "bytes" else words.number(tick, 1) for tick in found]
-    return {"tickvals": found, "ticktext": texts}
+    texts = [words.size(tick, 1) if unit == "bytes" else words.number(tick, 1) for tick in found]
+    return {"tickvals": found, "ticktext": texts, "tickangle": 0}
 
 
 def _alt(run: Run, title: str, points: Sequence[tuple[Entry, Measure, Measure]]) -> str:

@@ -137,7 +137,16 @@ class Run:
             if limit is not None:
                 yield name, float(limit)
 
-    def ratio(self, name: str, against: Entry) -> float | None:
-        """How many times better the shown one is than ``against``; above 1 is better."""
+    def improvement(self, which: str, name: str) -> Mapping[str, Any] | None:
+        """What the run itself says of the best against ``baseline`` or ``engine_baseline`` in one measure."""
+        found = ((self.raw.get("improvements") or {}).get(which) or {}).get(name)
+        return found if self.met and isinstance(found, Mapping) else None
+
+    def ratio(self, name: str, which: str = "baseline") -> float | None:
+        """How many times better the shown one is than that baseline; above 1 is better."""
+        given = self.improvement(which, name)
+        if given:
+            return float(given["ratio"])
+        against = self.baseline if which == "baseline" else self.engine_baseline
         ours, theirs = self.shown and self.shown.measure(name), against.measure(name)
         return ours.ratio(theirs) if ours and theirs and ours.value and theirs.value else None

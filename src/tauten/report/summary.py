@@ -58,31 +58,37 @@ def sentences(run: Run) -> list[str]:
     shown = run.shown
     if shown is None:
         return ["No candidate could be measured, so there is nothing to compare.", _explanation(run)]
-    found = []
-    if not run.met:
-        found.append("Nothing that was tried holds every limit, so nothing was handed over.")
-        found.append(_explanation(run))
+    found = [] if run.met else [_explanation(run) or "Nothing that was tried holds every limit."]
     who = "The optimized model" if run.met else f"The nearest candidate, {shown.name},"
-    parts = _compare(run, run.baseline)
+    parts = _compare(run, "baseline")
+    quality = _quality(run, shown)
     if parts:
-        found.append(f"{who} is {words.listing(parts)} than the original in PyTorch.")
-    found.append(_quality(run, shown))
-    parts = _compare(run, run.engine_baseline)
+        found.append(f"{who} is {words.listing(parts)} than the original in PyTorch{quality and f', with {quality}'}.")
+    elif quality:
+        found.append(f"{who} was measured with {quality}.")
+    parts = _compare(run, "engine_baseline")
     if parts:
         engine = run.raw["target"].get("engine", "the same engine")
         found.append(f"Against the untouched model on the same engine ({engine}) it is {words.listing(parts)}.")
+    if run.met:
+        found.append(_explanation(run))
     return [text for text in found if text]
 
 
 def _explanation(run: Run) -> str:
+    """The run's own sentence, begun and ended as one; a candidate's name at its beginning stays as it is spelt."""
     text = str(run.raw.get("explanation") or "").strip()
-    return text if not text or text.endswith(".") else f"{text}."
+    if not text:
+        return ""
+    if text.split()[0].rstrip(",:") not in {entry.name for entry in run.candidates}:
+        text = text[0].upper() + text[1:]
+    return text if text.endswith(".") else f"{text}."
 
 
-def _compare(run: Run, against: Entry) -> list[str]:
+def _compare(run: Run, which: str) -> list[str]:
     parts = []
     for name, better, worse in (("latency_p50_ms", "faster", "slower"), ("size_bytes", "smaller", "larger")):
-        ratio = run.ratio(name, against)
+        ratio = run.ratio(name, which)
         if ratio is not None:
             parts.append(words.compared(ratio, better, worse))
     return parts
@@ -92,9 +98,7 @@ def _quality(run: Run, shown: Entry) -> str:
     where, drop, quality = _drop(run, shown)
     if drop is None:
         return ""
-    text = words.lost(drop.value, where)
-    reached = f", which leaves {words.measured(quality)} {run.metric}" if quality else ""
-    return f"{text[0].upper()}{text[1:]}{reached}."
+    return words.lost(drop.value, where) + (f" ({words.measured(quality)} {run.metric})" if quality else "")
 
 
 def _drop(run: Run, shown: Entry) -> tuple[str, Measure | None, Measure | None]:
@@ -114,7 +118,7 @@ def headlines(run: Run) -> list[Headline]:
         return []
     found = []
     for title, name, better, worse, caption in _HEADLINES:
-        ours, theirs, ratio = shown.measure(name), run.baseline.measure(name), run.ratio(name, run.baseline)
+        ours, theirs, ratio = shown.measure(name), run.baseline.measure(name), run.ratio(name)
         if ours is None or theirs is None or ratio is None:
             continue
         found.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tauten.core.measure import Measure
@@ -86,12 +86,11 @@ def _how(measures: list[Measure | None]) -> str:
 
 def _change(run: Run, which: str, name: str) -> tuple[str, str, bool | None]:
     """What changed against a baseline: text, interval, and whether it is better."""
-    against = run.baseline if which == "baseline" else run.engine_baseline
     if name == "quality":
         drop = run.shown.measure("drop_points") if run.shown and which == "baseline" else None
         return (words.lost(drop.value), words.interval(drop), None) if drop else ("", "", None)
-    given = ((run.raw.get("improvements") or {}).get(which) or {}).get(name) if run.met else None
-    ratio = float(given["ratio"]) if given else run.ratio(name, against)
+    given = run.improvement(which, name)
+    ratio = run.ratio(name, which)
     if ratio is None:
         return "", "", None
     between = ""
@@ -113,7 +112,14 @@ class CandidateRow:
     best: bool
 
 
-COLUMNS = ("quality", "drop_points", "size_bytes", "latency_p50_ms", "latency_p95_ms", "peak_memory_mib")
+COLUMNS = {
+    "quality": "Quality",
+    "drop_points": "Lost",
+    "size_bytes": "Size",
+    "latency_p50_ms": "p50",
+    "latency_p95_ms": "p95",
+    "peak_memory_mib": "Memory",
+}
 
 
 def candidates(run: Run) -> list[CandidateRow]:
@@ -176,7 +182,8 @@ class Layer:
     """A layer's weights added up, before and after."""
 
     name: str
-    shape: str = ""
+    before_shape: str = ""
+    after_shape: str = ""
     before_bytes: int = 0
     after_bytes: int = 0
     before_bits: float = 0
@@ -184,32 +191,31 @@ class Layer:
     zeros: float = 0
     before_share: float = 0
     after_share: float = 0
-    _largest: int = field(default=0, repr=False)
 
 
 def layers(run: Run) -> list[Layer]:
     """Bytes, bits and zeros a layer: the shown candidate against the untouched model on the same engine.
 
+    A layer's bits and shape are those of its largest weight; its bytes and zeros are those of all its weights.
     A layer that is in one of the two only (merged, split or removed) has no bytes in the other.
     """
     if run.shown is None:
         return []
     found: dict[str, Layer] = {}
     for which, entry in (("before", run.engine_baseline), ("after", run.shown)):
-        sums: dict[str, list[tuple[int, int, float, list[int]]]] = {}
+        parts: dict[str, list[Mapping[str, Any]]] = {}
         for raw in entry.layers:
-            elements = int(raw.get("elements", 0))
-            row = (int(raw.get("bytes", 0)), elements, float(raw.get("zeros", 0)), list(raw.get("shape") or []))
-            sums.setdefault(str(raw.get("name", "")), []).append(row)
-        for name, parts in sums.items():
+            parts.setdefault(str(raw.get("name", "")), []).append(raw)
+        for name, weights in parts.items():
             layer = found.setdefault(name, Layer(name))
-            total, elements = sum(part[0] for part in parts), sum(part[1] for part in parts)
-            bits = 8 * total / elements if elements else 0.0
-            setattr(layer, f"{which}_bytes", total)
-            setattr(layer, f"{which}_bits", bits)
-            layer.shape = " × ".join(map(str, max(parts, key=lambda part: part[0])[3])) or layer.shape
+            main = max(weights, key=lambda raw: raw.get("elements", 0))
+            elements = sum(raw.get("elements", 0) for raw in weights)
+            zeros = sum(raw.get("elements", 0) * raw.get("zeros", 0) for raw in weights)
+            setattr(layer, f"{which}_shape", " × ".join(map(str, main.get("shape") or [])))
+            setattr(layer, f"{which}_bytes", sum(raw.get("bytes", 0) for raw in weights))
+            setattr(layer, f"{which}_bits", main.get("bits", 0))
             if which == "after":
-                layer.zeros = sum(part[1] * part[2] for part in parts) / elements if elements else 0.0
+                layer.zeros = zeros / elements if elements else 0.0
     largest = max((max(layer.before_bytes, layer.after_bytes) for layer in found.values()), default=0)
     for layer in found.values():
         layer.before_share = layer.before_bytes / largest if largest else 0.0

@@ -38,7 +38,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:,.{min(places, 6)}f}"
 
 
-def size(value: float) -> str:
+def size(value: float, digits: int = 3) -> str:
     """Bytes, by thousands.
 
     >>> size(48_212), size(90), size(46_900_000)
@@ -46,7 +46,7 @@ def size(value: float) -> str:
     """
     for step, unit in _BYTE_STEPS:
         if abs(value) >= step:
-            return f"{number(value / step)} {unit}"
+            return f"{number(value / step, digits)} {unit}"
     return f"{value:,.0f} byte{'' if value == 1 else 's'}"
 
 
@@ -80,14 +80,14 @@ def _bare(value: float, unit: str) -> str:
 
 
 def times(ratio: float) -> str:
-    """How many times, with two digits below ten.
+    """How many times, to a tenth below a hundred.
 
-    >>> times(4.234), times(14.6), times(1.04)
-    ('4.2', '15', '1.0')
+    >>> times(4.234), times(14.62), times(1.04), times(1234)
+    ('4.2', '14.6', '1.0', '1,234')
     """
     if not math.isfinite(ratio):
         return "countless"
-    return f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+    return f"{ratio:.1f}" if ratio < 100 else f"{ratio:,.0f}"
 
 
 def compared(ratio: float, better: str, worse: str) -> str:
@@ -125,7 +125,7 @@ def value(thing: Any) -> str:
     if isinstance(thing, bool):
         return "yes" if thing else "no"
     if isinstance(thing, float):
-        return number(thing, 4)
+        return f"{thing:.4g}"
     if isinstance(thing, int):
         return f"{thing:,}"
     if isinstance(thing, Mapping):

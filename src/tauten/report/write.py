@@ -10,7 +10,7 @@ from typing import Any
 
 from tauten.errors import ExtraMissing
 from tauten.report import summary, tables, words
-from tauten.report.figures import figures
+from tauten.report.figures import figures, legend
 from tauten.report.run import Run
 
 _PAGE = Path(__file__).parent / "page"
@@ -56,13 +56,14 @@ def render(result: Mapping[str, Any]) -> str:
         headlines=summary.headlines(run),
         limits=summary.limits(run),
         comparisons=tables.comparisons(run),
-        columns=[tables.title(name) if name != "drop_points" else "Points lost" for name in tables.COLUMNS],
+        columns=list(tables.COLUMNS.values()),
         candidates=tables.candidates(run),
         history=tables.history(run.shown) if run.shown else [],
         layers=tables.layers(run),
         refused=tables.refused(run),
         environment=tables.environment(run),
         figures=plots,
+        legend=legend(plots),
         style=(_PAGE / "report.css").read_text("utf-8"),
         script=(_PAGE / "report.js").read_text("utf-8"),
         # A page without plots need not carry 5 MB of plotting.

@@ -21,8 +21,8 @@
     xaxis: axis(own.xaxis), yaxis: axis(own.yaxis),
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "--soft" },
-    margin: { l: 56, r: 14, t: 16, b: 48 },
-    legend: { orientation: "h", x: 0, y: -0.22, yanchor: "top", font: { size: 12 } },
+    margin: { l: 56, r: 18, t: 12, b: 48 },
+    showlegend: false,
     hoverlabel: { bgcolor: "--panel", bordercolor: "--line", font: { color: "--ink", size: 12.5 }, align: "left" },
     hovermode: "closest",
   });
