@@ -16,7 +16,8 @@ LOW["run.engines"] = {*LOW["artifact"], "artifact"}
 LOW["run.measure"] = {*LOW["run.engines"], "run.engines"}
 LOW["run.serve.protocol"] = LOW["run.engines"]  # before run.serve: the first room that fits a file is its room
 LOW["run.load"] = LOW["run.serve"] = {*LOW["run.measure"], "run.measure", "run.serve.protocol"}
-LOW["make.layers"] = LOW["make.graph"] = LOW["make.datasets"] = LOW["run.serve"] | {"make.layers", "make.graph"}
+LOW["make.layers"] = {*LOW["run.measure"], "run.measure", "make.layers", "make.graph"}
+LOW["make.graph"] = LOW["make.datasets"] = LOW["make.layers"]
 LOW["make.model"] = {*LOW["make.graph"], "make.datasets"}
 LOW["make.passes"] = {*LOW["make.model"], "make.model"}
 LOW["make.lower"] = {*LOW["make.passes"], "make.passes"}
