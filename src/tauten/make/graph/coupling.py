@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,10 +53,12 @@ class Group:
     """Units that live in the same dimensions of the same parameters, and so compete.
 
     A unit is one prunable channel with all that it is made of and read by; removing it never changes another.
+    ``shaped_by`` are the operations that name a size of it (``view``, ``expand``), which the code may have fixed.
     """
 
     units: int
     slots: tuple[Slot, ...]
+    shaped_by: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -114,10 +116,11 @@ def group(traced: Traced, parameters: Mapping[str, nn.Parameter]) -> Coupling:
                 refused[(name, dim)] = reasons[int(why[own[0]])]
             places.append(Place(name, dim, role, len(dims)))
             roots.append(np.where(frozen, -1, ids.find(own)))
-    return Coupling(tuple(_groups(places, roots)), refused)
+    shaped = [(ids.find(own), where) for own, where in traced.shaped]
+    return Coupling(tuple(_groups(places, roots, shaped)), refused)
 
 
-def _groups(places: Sequence[Place], roots: Sequence[IdArray]) -> list[Group]:
+def _groups(places: Sequence[Place], roots: Sequence[IdArray], shaped: Sequence[tuple[IdArray, str]]) -> list[Group]:
     slot = np.repeat(np.arange(len(places)), [len(of_place) for of_place in roots])
     index = concatenate(np.arange(len(of_place)) for of_place in roots)
     root = concatenate(roots)
@@ -135,9 +138,11 @@ def _groups(places: Sequence[Place], roots: Sequence[IdArray]) -> list[Group]:
     slot, index, root = slot[order], index[order], root[order]
     by_slot = np.argsort(slot, kind="stable")
     cuts = np.searchsorted(slot[by_slot], np.arange(len(places) + 1))
-    found = []
+    found: list[Group] = []
+    group_of = np.full(int(root.max()) + 1, -1)
     for key, listed in members.items():
         own = np.array(listed, dtype=np.int64)
+        group_of[own] = len(found)
         slots = []
         for number in np.frombuffer(key, dtype=np.int64).tolist():
             rows = by_slot[cuts[number] : cuts[number + 1]]
@@ -149,7 +154,11 @@ def _groups(places: Sequence[Place], roots: Sequence[IdArray]) -> list[Group]:
         # What makes the channels first, and of that the layers before their shifts and scales.
         slots.sort(key=lambda pair: (pair[0].role == "consumer", pair[0].rank == 1))
         found.append(Group(len(own), tuple(slot for _, slot in slots)))
-    return found
+    by_group: dict[int, dict[str, None]] = {}
+    for own, where in shaped:
+        for number in np.unique(group_of[own[own < len(group_of)]]).tolist():
+            by_group.setdefault(number, {})[where] = None
+    return [replace(made, shaped_by=tuple(by_group.get(number, ()))) for number, made in enumerate(found)]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,8 @@ class Prover:
         if not why:
             return {}
         if len(places) == 1:
-            return {places[0]: why}
+            shaped_by = removal.groups[places[0]].shaped_by
+            return {places[0]: f"{why}; sizes are named by {', '.join(shaped_by[:3])}" if shaped_by else why}
         middle = len(places) // 2
         found = {**self._search(removal, places[:middle]), **self._search(removal, places[middle:])}
         return found or dict.fromkeys(places, why)

@@ -65,6 +65,12 @@ class Trace:
 
     ids: Ids = field(default_factory=Ids)
     consumed: list[IdArray] = field(default_factory=list)
+    shaped: list[tuple[IdArray, str]] = field(default_factory=list)
+
+    def shapes(self, axis: Axis, where: str) -> None:
+        """An operation names sizes of this axis, which the module's code may have fixed: the first to be suspected."""
+        if axis.ids is not None:
+            self.shaped.append((axis.ids, where))
 
     def unify(self, left: Axis, right: Axis) -> Axis:
         """The two axes index the same channels: their ids become one; an untracked side freezes the other.
@@ -115,11 +121,16 @@ class Trace:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a walk found: the ids, each parameter's and buffer's ids by dimension, and the ids that are summed over."""
+    """What a walk found.
+
+    ``holders`` are each parameter's and buffer's ids by dimension, ``consumed`` the ids that are summed over,
+    ``shaped`` those whose sizes an operation names, with that operation.
+    """
 
     ids: Ids
     holders: Mapping[str, tuple[IdArray, ...]]
     consumed: tuple[IdArray, ...]
+    shaped: tuple[tuple[IdArray, str], ...] = ()
 
 
 def trace(program: ExportedProgram, module: nn.Module) -> Traced:
@@ -140,6 +151,7 @@ class _Walk:
         signature = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
         tensors = dict(_named_tensors(self.module))
         by_identity: dict[int, Value] = {}
+        used = {id(tensors.get(signature[node.name].target or "")) for node in self._placeholders() if node.users}
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 spec = signature[node.name]
@@ -147,7 +159,7 @@ class _Walk:
                 if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and tensor is not None:
                     # A tensor under two names (tied weights) has one set of ids.
                     if id(tensor) not in by_identity:
-                        by_identity[id(tensor)] = self._hold(str(spec.target), tensor, used=bool(node.users))
+                        by_identity[id(tensor)] = self._hold(str(spec.target), tensor, used=id(tensor) in used)
                     self.known[node] = by_identity[id(tensor)]
                 elif isinstance(node.meta.get("val"), torch.Tensor):
                     what = f"model input {node.name}" if spec.kind is InputKind.USER_INPUT else f"constant {node.name}"
@@ -163,7 +175,10 @@ class _Walk:
                 self.known[node] = self._getitem(node)
             else:
                 self.known[node] = self._call(node)
-        return Traced(self.trace.ids, self.holders, tuple(self.trace.consumed))
+        return Traced(self.trace.ids, self.holders, tuple(self.trace.consumed), tuple(self.trace.shaped))
+
+    def _placeholders(self) -> list[Node]:
+        return [node for node in self.program.graph.nodes if node.op == "placeholder"]
 
     def _hold(self, name: str, tensor: torch.Tensor, *, used: bool) -> Value:
         axes = tuple(Axis(size, self.trace.ids.fresh(size), zero=True) for size in tensor.shape)

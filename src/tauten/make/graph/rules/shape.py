@@ -56,6 +56,7 @@ def _block(trace: Trace, call: Call, before: list[Axis], after: list[int]) -> li
     made = [Axis(size, reason=f"{call.where} splits it") for size in after]
     real = [axis for axis in before if axis.size != 1]
     if len(before) == len(after) == 1:
+        _name_sizes(trace, call, before[0])
         return before
     for axis in before:
         if axis.size == 1:
@@ -68,6 +69,7 @@ def _block(trace: Trace, call: Call, before: list[Axis], after: list[int]) -> li
         why = reason if tracked else next((axis.reason for axis in real), call.where)
         return [Axis(size, reason=why) for size in after]
     kept = tracked[0]
+    _name_sizes(trace, call, kept)
     sizes = [axis.size for axis in real]
     if math.prod(sizes) > _LARGEST_MAP:
         reason = f"{call.where} folds channels with a dimension that varies"
@@ -86,6 +88,11 @@ def _block(trace: Trace, call: Call, before: list[Axis], after: list[int]) -> li
     trace.ids.union(rows, rows[:, :1])
     made[places[0]] = Axis(after[places[0]], np.ascontiguousarray(rows[:, 0]), zero=kept.zero)
     return made
+
+
+def _name_sizes(trace: Trace, call: Call, axis: Axis) -> None:
+    if call.op not in {"flatten", "squeeze", "unsqueeze"}:
+        trace.shapes(axis, call.where)
 
 
 @rule("permute", "transpose", "t", "numpy_T", "mT")
@@ -138,6 +145,7 @@ def split(trace: Trace, call: Call) -> tuple[Value, ...]:
         trace.freeze(axis, f"{call.where} cuts channels into unequal parts")
         parts = [Axis(size, reason=f"{call.where} cuts channels into unequal parts") for size in sizes]
     else:
+        trace.shapes(axis, call.where)
         rows = axis.ids.reshape(len(sizes), -1)
         trace.ids.union(rows, rows[:1])
         parts = [Axis(rows.shape[1], row, zero=axis.zero) for row in rows]
@@ -169,6 +177,7 @@ def expand(trace: Trace, call: Call) -> Value:
     for axis, size in zip(data.axes, shape[len(new) :], strict=True):
         if axis.size == size:
             passed.append(axis)
+            trace.shapes(axis, call.where)
         else:
             passed.append(Axis(size, reason=f"{call.where} repeats it"))
             trace.freeze(axis, f"{call.where} repeats it")

@@ -10,5 +10,5 @@ __all__ = ["random"]
 
 
 def random(weights: torch.Tensor, statistics: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """``(channels, numbers) -> (channels,)``, uniform in [0, 1), from PyTorch's global generator, which the pass seeds."""
+    """``(channels, numbers) -> (channels,)``, uniform in [0, 1), from PyTorch's generator, which the pass seeds."""
     return torch.rand(weights.shape[0])

@@ -1,0 +1,115 @@
+"""The property that defines the graph: the smaller module answers as the masked original."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tauten.core.tensor import TensorSpec
+from tauten.make.graph.coupling import Removal
+from tauten.make.graph.export import export
+from tauten.make.graph.slim import mask, slim
+from tests.unit.graph import nets
+
+
+def answers(module: nn.Module, specs: tuple[TensorSpec, ...], batch: int = 3) -> torch.Tensor:
+    with torch.no_grad():
+        return module(*(torch.from_numpy(array) for array in nets.example(specs, batch).values()))
+
+
+def zeroed(module: nn.Module, removal: Removal) -> nn.Module:
+    """The reference, written without the code under test: every entry of every removed unit is zero."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for place, units in removal.units.items():
+            for slot in removal.groups[place].slots:
+                for index, unit in zip(slot.index.tolist(), slot.unit.tolist(), strict=True):
+                    if unit in units:
+                        tensors[slot.parameter].select(slot.dim, index).zero_()
+    return module
+
+
+def assert_alike(module: nn.Module, specs: tuple[TensorSpec, ...], removal: Removal) -> nn.Module:
+    small = slim(copy.deepcopy(module), removal)
+    norms = any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
+    reference = (mask if norms else zeroed)(copy.deepcopy(module), removal)
+    torch.testing.assert_close(answers(small, specs), answers(reference, specs), rtol=1e-4, atol=1e-4)
+    return small
+
+
+@pytest.mark.parametrize("name", sorted(nets.HANDMADE))
+def test_smaller_answers_as_masked(name: str) -> None:
+    make, specs = nets.HANDMADE[name]
+    torch.manual_seed(0)
+    module = nets.lively(make())
+    coupling = nets.of(module, specs)
+    assert coupling.groups
+    for seed in range(5):
+        small = assert_alike(module, specs, nets.random_removal(coupling, seed))
+        assert sum(tensor.numel() for tensor in small.parameters()) < sum(t.numel() for t in module.parameters())
+    assert answers(copy.deepcopy(small), specs, 1).shape == answers(module, specs, 1).shape
+    assert answers(small, specs, 7).shape[0] == 7
+    # It can be exported and pruned again.
+    again = nets.of(small, specs)
+    assert_alike(small, specs, nets.random_removal(again, 0))
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    parts=st.lists(st.sampled_from(nets.PARTS), min_size=1, max_size=4),
+    width=st.sampled_from([4, 6]),
+    flat=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_generated(parts: list[str], width: int, flat: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    module = nets.lively(nets.Generated(parts, width, flat), seed)
+    coupling = nets.of(module)
+    # Every layer but the last makes channels that some group holds.
+    assert set(coupling.refused_layers()) == {"head.2"}
+    for mask_seed in range(3):
+        assert_alike(module, nets.IMAGE, nets.random_removal(coupling, seed + mask_seed))
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(sizes=st.lists(st.integers(2, 9), min_size=1, max_size=4), seed=st.integers(0, 100), norm=st.booleans())
+def test_generated_mlp(sizes: list[int], seed: int, norm: bool) -> None:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for inside, out in zip([12, *sizes], sizes, strict=False):
+        layers += [nn.Linear(inside, out), nn.BatchNorm1d(out) if norm else nn.Identity(), nn.Softplus()]
+    module = nets.lively(nn.Sequential(*layers, nn.Linear(sizes[-1], 3)), seed)
+    coupling = nets.of(module, nets.VECTOR)
+    assert [group.units for group in coupling.groups] == sizes
+    assert_alike(module, nets.VECTOR, nets.random_removal(coupling, seed))
+
+
+def test_each_single_unit_can_go() -> None:
+    module = nets.lively(nets.ResNet())
+    coupling = nets.of(module)
+    for place, group in enumerate(coupling.groups):
+        for unit in (0, group.units // 2, group.units - 1):
+            assert_alike(module, nets.IMAGE, Removal(coupling.groups, {place: np.array([unit])}))
+
+
+def test_one_unit_is_left() -> None:
+    module = nets.lively(nets.ResNet())
+    coupling = nets.of(module)
+    units = {place: np.arange(1, group.units) for place, group in enumerate(coupling.groups)}
+    small = assert_alike(module, nets.IMAGE, Removal(coupling.groups, units))
+    assert small.layer1.conv1[0].weight.shape == (1, 1, 3, 3)
+
+
+def test_smaller_module_exports_with_any_batch() -> None:
+    module = nets.lively(nets.ResNet())
+    small = slim(module, nets.random_removal(nets.of(module), 0))
+    program = export(small, nets.IMAGE, nets.example(nets.IMAGE)).module()
+    for batch in (2, 5):
+        images = torch.from_numpy(nets.example(nets.IMAGE, batch)["input"])
+        torch.testing.assert_close(program(images), small(images))

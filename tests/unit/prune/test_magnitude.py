@@ -1,0 +1,105 @@
+"""Magnitude pruning: exact counts, the smallest first, weights only."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tauten.core.tensor import TensorSpec
+from tauten.errors import PassError, RecipeError
+from tauten.make.model.apply import apply
+from tauten.make.model.build import to_model
+from tauten.make.model.model import SPARSE, Model
+from tauten.make.model.pass_ import Context
+from tauten.make.model.task import Task
+from tauten.make.passes.prune.magnitude import Magnitude, zero_smallest
+
+
+def prune(module: nn.Module, step: Magnitude) -> Model:
+    task = Task(
+        model=module,
+        inputs=(TensorSpec(name="input", shape=("batch", 6)),),
+        calibrate=[np.ones((2, 6), dtype="float32")],
+    )
+    model = to_model(task)
+    return apply(step, model, Context(task=task, reference=model.module))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 20), nn.LayerNorm(20), nn.Linear(20, 4))
+    with torch.no_grad():
+        module[2].weight.mul_(10)
+    return module
+
+
+def zeros(tensor: torch.Tensor) -> int:
+    return int((tensor == 0).sum())
+
+
+def test_each_layer_loses_its_share() -> None:
+    model = prune(network(), Magnitude(ratio=0.4))
+    assert (zeros(model.module[0].weight), zeros(model.module[2].weight)) == (48, 32)
+    assert SPARSE in model.facts
+    assert model.history[0].notes == {"sparsity": 0.4, "layers": {"0.weight": 0.4, "2.weight": 0.4}}
+
+
+def test_together_the_layer_of_small_weights_loses_more() -> None:
+    model = prune(network(), Magnitude(ratio=0.5, scope="global"))
+    first, second = zeros(model.module[0].weight), zeros(model.module[2].weight)
+    assert first + second == 100
+    assert first / 120 > second / 80
+
+
+def test_biases_and_norms_stay() -> None:
+    module = network()
+    model = prune(module, Magnitude(ratio=0.9))
+    for name in ("0.bias", "1.weight", "1.bias", "2.bias"):
+        assert torch.equal(model.module.get_parameter(name), module.get_parameter(name))
+
+
+def test_the_original_is_untouched() -> None:
+    module = network()
+    prune(module, Magnitude(ratio=0.9))
+    assert zeros(module[0].weight) == 0
+
+
+@given(
+    st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=60),
+    st.floats(0, 0.99),
+)
+def test_counts_are_exact_with_ties(numbers: list[float], ratio: float) -> None:
+    weight = torch.tensor(numbers)
+    zero_smallest([weight], ratio)
+    expected = np.sort(np.abs(np.array(numbers, dtype="float32")))
+    expected[: round(ratio * len(numbers))] = 0
+    np.testing.assert_array_equal(np.sort(weight.abs().numpy()), expected)
+
+
+def test_beyond_what_quantile_can_take() -> None:
+    weight = torch.arange(1, 2**24 + 3, dtype=torch.int32).float()
+    zero_smallest([weight], 0.5)
+    assert zeros(weight) == 2**23 + 1
+
+
+def test_tied_weights_are_counted_once() -> None:
+    module = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    module[1].weight = module[0].weight
+    model = prune(module, Magnitude(ratio=0.5, scope="global"))
+    assert zeros(model.module[0].weight) == 18
+    assert model.module[1].weight is model.module[0].weight
+
+
+def test_nothing_to_prune() -> None:
+    with pytest.raises(PassError, match="no weights"):
+        prune(nn.LayerNorm(6), Magnitude(ratio=0.5))
+
+
+@pytest.mark.parametrize("parameters", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "scope": "block"}, {}])
+def test_parameters_are_checked(parameters: dict[str, object]) -> None:
+    with pytest.raises(RecipeError):
+        Magnitude.from_parameters(parameters)
