@@ -149,11 +149,13 @@ def near_requests(draw: st.DrawFn) -> bytes:
 def test_whatever_comes_is_decoded_or_refused(body: bytes, header_length: int | None) -> None:
     whole = TensorSpec(name="x", shape=("batch", "length"), dtype="int64")
     for specs in ((X,), (whole,), (X, whole.model_copy(update={"name": "z"}))):
+        refused, decoded = "", None
         try:
             decoded = decode_request(body, header_length, specs, (Y,))
         except InputError as fault:
-            assert str(fault)
-            assert len(str(fault)) < 1000
+            refused = str(fault)
+        if decoded is None:
+            assert 0 < len(refused) < 1000
         else:
             assert set(decoded.inputs) == {spec.name for spec in specs}
 
@@ -332,7 +334,7 @@ def test_raw_mode_needs_one_input_and_at_most_one_variable_dimension() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_output_that_json_cannot_say_is_refused_and_travels_as_bytes(value: float) -> None:
     response = InferResponse("m", "1", {"y": np.array([value], np.float32)})
-    with pytest.raises(InputError, match="NaN or infinity.*binary_data"):
+    with pytest.raises(InputError, match=r"NaN or infinity.*binary_data"):
         encode_response(response, {"y": False})
     message = encode_response(response, {"y": True})
     assert same(decode_response(joined(message), message.header_length).outputs["y"], response.outputs["y"])

@@ -7,7 +7,8 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -18,10 +19,13 @@ from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError
 from tauten.run.engines.engine import Engine
 from tauten.run.serve.model import ServedModel
-from tauten.run.serve.server import Server
+from tauten.run.serve.server import Server, loop_factory
 from tauten.run.serve.settings import ServeSettings
 
 WAIT_S = 20
+PENDING = "nv_inference_pending_request_count{"
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 
 class InMemory(Engine):
@@ -96,17 +100,26 @@ class Running(NamedTuple):
     port: int
     url: str
 
+    def waiting(self) -> int:
+        """Requests for the first model that wait for a thread."""
+        line = next(
+            line for line in ask(self.port, "GET", "/metrics").body.decode().splitlines() if line.startswith(PENDING)
+        )
+        return int(float(line.split()[-1]))
+
     def stop_soon(self) -> Any:
         """Begin to stop; the future's result is the number of connections that were cut."""
         return asyncio.run_coroutine_threadsafe(self.server.stop(), self.loop)
 
 
 @contextmanager
-def running(*engines: Engine, names: Sequence[str] = ("m", "n"), **settings: Any) -> Iterator[Running]:
-    """A server of ``engines`` on a port that the system chose."""
+def running(
+    *engines: Engine, names: Sequence[str] = ("m", "n"), factory: LoopFactory | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A server of ``engines`` on a port that the system chose, in the event loop that ``tauten serve`` uses."""
     models = [ServedModel(name, engine) for name, engine in zip(names, engines, strict=False)]
     server = Server(models, ServeSettings(port=0, **settings))
-    with asyncio.Runner() as runner:
+    with asyncio.Runner(loop_factory=factory or loop_factory()) as runner:
         loop = runner.get_loop()
         runner.run(server.start())
         thread = threading.Thread(target=loop.run_forever)
@@ -183,6 +196,15 @@ def post(path: str, body: bytes, *headers: str) -> bytes:
     """A whole POST request as bytes."""
     lines = [f"POST {path} HTTP/1.1", "Host: t", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for another thread to make ``holds()`` true."""
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("it never came to hold")
+        time.sleep(0.005)
 
 
 GET_LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n"

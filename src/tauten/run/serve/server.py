@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import signal
@@ -119,14 +118,18 @@ class Server:
             model.stop()
 
 
-def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run ``main()`` in a new event loop, uvloop's where it is installed."""
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ImportError):
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop: uvloop where it is installed, asyncio's own elsewhere."""
+    try:
         import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run ``main()`` in a new event loop, the fastest there is."""
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(main())
 
 
