@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind
 from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.model.model import Model
-from tauten.make.model.run import call
+from tauten.make.model.run import name_outputs
 
 PREFIX = "module."
 """What the names of parameters and modules begin with in an exported program: the wrapper that names the outputs."""
@@ -42,13 +42,11 @@ class _Named(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.module = model.module
-        self._specs = model.inputs
         self._outputs = model.outputs
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        given = {spec.name: tensor for spec, tensor in zip(self._specs, inputs, strict=True)}
         # A tensor that is returned twice, or an input that is returned, would become one value with two names.
-        found = list(call(self.module, self._specs, self._outputs, given).values())
+        found = list(name_outputs(self.module(*inputs), self._outputs).values())
         return tuple(t.clone() if any(t is o for o in (*found[:i], *inputs)) else t for i, t in enumerate(found))
 
 
