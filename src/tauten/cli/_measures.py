@@ -29,7 +29,7 @@ def measures_table(measures: Mapping[str, Measure]) -> Table:
     table = Table(title="Measures", title_justify="left")
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % interval", justify="right")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("better")
     table.add_column("on")
     for name, measure in measures.items():
