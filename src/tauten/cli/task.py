@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tauten.errors import TaskError
-from tauten.make.model.task import Task
+
+if TYPE_CHECKING:
+    from tauten.make.model.task import Task
 
 DEFAULT_FUNCTION = "task"
 
@@ -105,6 +107,8 @@ def _import(name: str) -> ModuleType:
 
 
 def _call(module: ModuleType, function: str, path: Path | None) -> Task:
+    from tauten.make.model.task import Task
+
     where = path.name if path else module.__name__
     make = getattr(module, function, None)
     if not callable(make):
