@@ -36,7 +36,7 @@ def command(
     from tauten.artifact.read import read_artifact
     from tauten.run.serve.model import ServedModel
     from tauten.run.serve.protocol.limits import Limits
-    from tauten.run.serve.server import Server, run_loop
+    from tauten.run.serve.server import Server, run_loop, stop_signals
     from tauten.run.serve.settings import ServeSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -49,13 +49,13 @@ def command(
 
     async def serve() -> int:
         server = Server([model], settings)
-        await server.start()
-        document = {"ready": True, "url": server.url, "models": server.models}
-        # One line either way: whoever started the server reads until the line's end, since the output never ends.
-        line = json.dumps(document) if as_json else f"ready: {', '.join(server.models)} at {server.url}"
-        print(line, flush=True)
-        await server.until_signalled()
-        console.print("stopping: no new requests, those under way are finished")
+        with stop_signals() as asked:
+            await server.start()
+            # One line either way: who started the server reads until the line's end, since the output does not end.
+            document = {"ready": True, "url": server.url, "models": server.models}
+            print(json.dumps(document) if as_json else f"ready: {model.name} at {server.url}", flush=True)
+            await asked.wait()
+        console.print("stopping: what is under way is finished first; once more ends at once")
         return await server.stop()
 
     if run_loop(serve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from functools import partial
 from time import perf_counter_ns, time
@@ -28,6 +29,8 @@ from tauten.run.serve.repository import Repository
 Answer = Response | Coroutine[Any, Any, Response]
 Endpoint = Callable[[Request], Answer]
 Methods = dict[bytes, Endpoint]
+
+log = logging.getLogger("tauten.serve")
 
 _HEADER_LENGTH = HEADER_LENGTH.lower().encode("ascii")
 
@@ -85,7 +88,7 @@ class Endpoints:
             path = b"/" + path.split(b"/", 3)[3] if path.count(b"/") > 2 else b"/"
         parts = [unquote_to_bytes(part) for part in path.rstrip(b"/").split(b"/")]
         methods = self._routes.get(b"/".join(parts))
-        if methods is not None:
+        if methods is not None and not any(b"/" in part for part in parts):  # an escaped slash separates nothing
             return methods
         names = [part.decode("utf-8", "replace") for part in parts]
         if names[:3] == ["", "v2", "models"] and len(names) > 3:
@@ -112,6 +115,8 @@ async def infer(model: ServedModel, request: Request) -> Response:
         message = encode_response(answer, asked.outputs)
     except TautenError as fault:
         statistics.failed(_reason(fault), perf_counter_ns() - started)
+        if isinstance(fault, EngineError):
+            log.error("model %s failed", model.name, exc_info=fault)
         return fault_response(fault)
     except BaseException as fault:
         reason = "CANCELED" if isinstance(fault, asyncio.CancelledError) else "OTHER"

@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,8 +31,9 @@ class Server:
     ::
 
         async with Server([ServedModel.load("build/digits/best")]) as server:
-            print(server.url)
-            await server.until_signalled()
+            with stop_signals() as asked:
+                print(server.url)
+                await asked.wait()
     """
 
     def __init__(self, models: Iterable[ServedModel], settings: ServeSettings | None = None) -> None:
@@ -91,19 +93,6 @@ class Server:
             log.warning("cut %d connections that had not finished within %g s", cut, self.settings.drain_s)
         return cut
 
-    async def until_signalled(self) -> None:
-        """Return at the first SIGTERM or SIGINT."""
-        loop = asyncio.get_running_loop()
-        asked = asyncio.Event()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, asked.set)
-        try:
-            await asked.wait()
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -116,6 +105,21 @@ class Server:
     def _stop_models(self) -> None:
         for model in self._repository:
             model.stop()
+
+
+@contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that the first SIGTERM or SIGINT sets; once the block has ended, a further one ends the process."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, asked.set)
+    try:
+        yield asked
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
