@@ -29,9 +29,12 @@ BACKENDS = {
     "openvino": ("run.engines.openvino", "make.lower"),
     "nncf": ("make.lower",),
     "executorch": ("run.engines.executorch", "make.lower"),
-    "torch": ("run.engines.eager", "run.engines.inductor", "make", "testing", "cli"),
+    "torch": ("run.engines.eager", "run.engines.inductor", "make", "testing", "cli", "examples"),
 }
-LAZY = {"torch": ("cli", "make.model.task", "make.datasets"), "tauten.make": ("cli", "", "run", "artifact", "core")}
+LAZY = {
+    "torch": ("cli", "examples", "make.model.task", "make.datasets"),
+    "tauten.make": ("cli", "", "run", "artifact", "core"),
+}
 """What these rooms may import inside a function only, so that importing them stays cheap ("" is tauten itself)."""
 
 
