@@ -48,11 +48,11 @@ format: $(VENV)/installed
 
 # make docs    the site, into site/
 docs: $(VENV)/installed
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # make bench   the comparisons there are, and how each is run
 bench: $(VENV)/installed
-	@$(BIN)/python scripts/list_benches.py
+	@$(BIN)/python -m bench
 
 # make clean   everything that make made
 clean:

@@ -1,0 +1,115 @@
+"""Every code block of the documentation runs, in the order of its page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, DocumentationError, Runner, comes_after, copy_folder, read_blocks
+
+PAGES = {
+    page.stem: page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+DONE: dict[str, Path] = {}
+
+
+@pytest.fixture(autouse=True)
+def _installed_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
+    """The folder that a page leaves; a page that others go on from is run once."""
+    if name not in DONE:
+        folder = folders.mktemp(name)
+        text = PAGES[name].read_text("utf-8")
+        earlier = comes_after(text)
+        if earlier:
+            copy_folder(run_page(earlier, folders), folder)
+        Runner(folder).run(read_blocks(PAGES[name].name, text))
+        DONE[name] = folder
+    return DONE[name]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run_page(name, tmp_path_factory)
+
+
+PAGE = """\
+```python title="plus.py"
+def plus(a, b):
+    return a + b
+```
+
+```python
+from plus import plus
+print(plus(1, 2))
+```
+
+<!-- output -->
+```text
+3
+```
+
+<!-- not run: it would end the world -->
+```python
+raise SystemExit
+```
+
+1. in a list
+
+    ```console
+    $ echo one \\
+        two
+    not a command
+    ```
+
+<!-- output -->
+```text
+one ...
+```
+
+<!-- exit: 3 -->
+```bash
+exit 3
+```
+"""
+
+
+def test_a_page_of_all_kinds_of_blocks_runs(tmp_path: Path) -> None:
+    blocks = read_blocks("page", PAGE)
+    assert [block.language for block in blocks] == ["python", "python", "text", "console", "text", "bash"]
+    Runner(tmp_path).run(blocks)
+    assert (tmp_path / "plus.py").exists()
+    assert "plus" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "error"),
+    [
+        ("return a + b", "return a - b", DocumentationError),
+        ("print(plus(1, 2))", "print(minus(1, 2))", NameError),
+        ("echo one", "no-such-command one", DocumentationError),
+        ("<!-- exit: 3 -->\n", "", DocumentationError),
+        ("$ echo one", "$ cd ..; echo two", DocumentationError),
+    ],
+)
+def test_a_page_that_lies_is_found_out(tmp_path: Path, was: str, now: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        Runner(tmp_path).run(read_blocks("page", PAGE.replace(was, now)))
+
+
+def test_a_server_runs_while_its_page_does(tmp_path: Path) -> None:
+    page = (
+        "<!-- background -->\n```console\n$ echo ready; exec python -m http.server --bind 127.0.0.1 8000\n```\n\n"
+        "```bash\npython - <<'END'\nimport time, urllib.request\nfor _ in range(100):\n    try:\n"
+        "        print(urllib.request.urlopen('http://127.0.0.1:8000').status)\n        break\n"
+        "    except OSError:\n        time.sleep(0.1)\nEND\n```\n\n<!-- output -->\n```text\n200\n```\n"
+    )
+    runner = Runner(tmp_path)
+    runner.run(read_blocks("page", page))
+    assert runner._servers[0].poll() is not None
