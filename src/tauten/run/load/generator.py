@@ -117,11 +117,14 @@ class _Run:
             for task in everyone:
                 task.cancel()
             await asyncio.gather(*everyone, stopping, return_exceptions=True)
-        end = min(self._end, self._now()) if interrupted else self._end
+        seconds, end = scenario.seconds, self._end
+        if interrupted:
+            end = min(self._end, self._now())
+            seconds = max(0.0, end - scenario.warmup_s)
         if scenario.rate is not None:
             # What no client came to: the server held all of them until the patience ended.
             self._open += sum(1 for due in schedule if due is not None and scenario.warmup_s <= due < end)
-        return self._result(max(0.0, end - scenario.warmup_s), interrupted)
+        return self._result(seconds, interrupted)
 
     def _now(self) -> float:
         return perf_counter() - self._started

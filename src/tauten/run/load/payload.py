@@ -51,9 +51,12 @@ def random_inputs(specs: tuple[TensorSpec, ...], batch: int, seed: int) -> Array
 def load_npz(path: str | os.PathLike[str]) -> Arrays:
     """The arrays in a ``.npz`` file, by name. Raises ``ConfigError`` where it is none; pickled objects are refused."""
     try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as fault:
+        with open(path, "rb") as opened:
+            found = np.load(opened, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array without a name")
+            return {name: found[name] for name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as fault:
         raise ConfigError(f"{os.fspath(path)}: expected a .npz file of arrays: {fault}") from None
 
 
