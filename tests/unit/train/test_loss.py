@@ -11,8 +11,9 @@ from tauten.make.model.loss import class_axis, default_loss, task_loss
 from tests.unit.train.problems import classify
 
 
-def test_integer_labels_are_classes_of_the_first_output() -> None:
-    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1], dtype=torch.int32)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int32, torch.int64])
+def test_integer_labels_are_classes_of_the_first_output(dtype: torch.dtype) -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1], dtype=dtype)
     outputs = {"logits": logits, "features": torch.randn(4, 9)}
     assert torch.equal(default_loss(outputs, labels), functional.cross_entropy(logits, labels.long()))
 

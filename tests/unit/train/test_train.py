@@ -256,3 +256,29 @@ def test_settings_are_checked(fields: dict[str, Any]) -> None:
 def test_settings_survive_json() -> None:
     training = Training(epochs=3, learning_rate=0.5, keep_best=False)
     assert Training.from_json(training.to_json()) == training
+
+
+def test_validation_that_is_never_finite_is_refused() -> None:
+    points, labels = clouds(32, 2)
+    with pytest.raises(PassError, match="loss on validation data was finite at no epoch"):
+        train(classify(validate=in_batches(points * np.float32("nan"), labels)), seeded())
+
+
+def test_a_start_that_is_not_finite_can_be_trained_from() -> None:
+    module = seeded()
+    with torch.no_grad():
+        module[1].running_var.fill_(-1)
+    module[1].momentum = 1.0
+    trained = train(classify(), module)
+    notes = trained.to_notes()
+    assert notes["loss_before"] is None
+    assert notes["loss_after"] < 1
+    assert trained.best_epoch > 0
+
+
+def test_read_only_and_reversed_arrays_train() -> None:
+    points, labels = clouds(64, 0)
+    points.flags.writeable = False
+    labels.flags.writeable = False
+    task = classify(train=[(points[:32], labels[:32]), (points[::-1][:32], labels[::-1][:32])])
+    assert trainer(task, epochs=1)(seeded(), task.data("train")).samples == 64

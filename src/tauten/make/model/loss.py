@@ -34,9 +34,10 @@ def default_loss(outputs: Tensors, labels: torch.Tensor) -> torch.Tensor:
                 f"labels: integers of shape {tuple(labels.shape)} are no class numbers for output {name!r} of shape "
                 f"{tuple(first.shape)}; give floats for a regression, or tauten.Task(..., loss=...)"
             )
-        _check_range(name, first.shape[axis], labels)
+        classes = labels.long().flatten()
+        _check_range(name, first.shape[axis], classes)
         logits = first.movedim(axis, -1).flatten(0, -2)
-        return functional.cross_entropy(logits, labels.long().flatten(), ignore_index=IGNORED)
+        return functional.cross_entropy(logits, classes, ignore_index=IGNORED)
     if labels.numel() != first.numel() or labels.shape[:1] != first.shape[:1]:
         raise TaskError(
             f"labels: expected the shape of output {name!r}, {tuple(first.shape)}, got {tuple(labels.shape)}; "

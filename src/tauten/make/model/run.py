@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,10 +39,15 @@ def name_outputs(returned: Any, names: Sequence[str] = ()) -> Tensors:
     return dict(zip(names, found.values(), strict=True))
 
 
+def to_tensor(value: Any) -> torch.Tensor:
+    """A tensor of an array, which shares memory where it can: read-only and reversed arrays are copied."""
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.require(value, requirements=("C", "W")))
+
+
 def call(module: nn.Module, specs: Sequence[TensorSpec], names: Sequence[str], inputs: Mapping[str, Any]) -> Tensors:
     """Outputs by name; inputs are passed in the order of ``specs``, as tensors on the module's device."""
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
-    given = [torch.as_tensor(inputs[spec.name]).to(device) for spec in specs]
+    given = [to_tensor(inputs[spec.name]).to(device) for spec in specs]
     return name_outputs(module(*given), names)
 
 

@@ -13,12 +13,12 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tauten.core.tensor import Arrays, TensorSpec
+from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.core.value import Value
 from tauten.errors import PassError, TaskError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.pass_ import Progress, silent
-from tauten.make.model.run import Tensors, call
+from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Data
 
 Objective = Callable[[Tensors, Arrays, torch.Tensor | None], torch.Tensor]
@@ -72,7 +72,7 @@ class Trained:
             before, after, on = self.losses[0], self.losses[-1], "training"
         return {
             "loss_before": before if math.isfinite(before) else None,
-            "loss_after": after,
+            "loss_after": after if math.isfinite(after) else None,
             "loss_on": on,
             "epochs": len(self.losses),
             "best_epoch": self.best_epoch,
@@ -190,10 +190,10 @@ class Trainer:
             for parameter, mask in masks.items():
                 parameter.mul_(mask)
 
-    def _loss(self, module: nn.Module, inputs: Arrays, labels: Any) -> torch.Tensor:
+    def _loss(self, module: nn.Module, inputs: Arrays, labels: Array | None) -> torch.Tensor:
         outputs = call(module, self.inputs, self.outputs, inputs)
         device = next(iter(outputs.values())).device
-        return self.objective(outputs, inputs, None if labels is None else torch.as_tensor(labels).to(device))
+        return self.objective(outputs, inputs, None if labels is None else to_tensor(labels).to(device))
 
     def _validate(self, module: nn.Module, data: Data) -> float:
         module.eval()
@@ -239,8 +239,13 @@ class _Best:
         return loss
 
     def restore(self) -> int:
-        """Put them back; returns their epoch."""
+        """Put them back; returns their epoch. Raises ``PassError`` where no loss was finite."""
         if self._keep:
+            if not math.isfinite(self._loss):
+                raise PassError(
+                    "training: the loss on validation data was finite at no epoch, so none is the best; see that its "
+                    "inputs and labels hold no NaN"
+                )
             self._module.load_state_dict(self._state)
         return self._epoch
 

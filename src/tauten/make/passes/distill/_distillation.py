@@ -12,7 +12,7 @@ from tauten.errors import PassError
 from tauten.make.model.loss import Loss, class_axis, task_loss
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
-from tauten.make.model.run import Tensors, call
+from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Task
 from tauten.make.passes.distill._losses import outputs_error, soft_targets
 
@@ -73,5 +73,5 @@ def _find_class_axis(model: Model, teacher: nn.Module, task: Task) -> int | None
         if labels is not None:
             with torch.no_grad():
                 outputs = call(teacher, model.inputs, model.outputs, inputs)
-            return class_axis(next(iter(outputs.values())), torch.as_tensor(labels))
+            return class_axis(next(iter(outputs.values())), to_tensor(labels))
     return None
