@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
-from pydantic import Field
-
+from tauten.errors import RecipeError
 from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, Model, QuantizationPlan
 from tauten.make.model.pass_ import Change, Context, Pass
 
 __all__ = ["PostTraining"]
+
+_Calibration = Literal["minmax", "percentile", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,17 @@ class PostTraining(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
     drops: ClassVar[frozenset[str]] = frozenset({FLOAT_WEIGHTS})
 
-    samples: Annotated[int, Field(ge=1)] = 256
-    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"
+    samples: int = 256
+    calibration: _Calibration = "minmax"
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise RecipeError(f"{self.name}: samples: expected at least 1, got {self.samples}")
+        if self.calibration not in get_args(_Calibration):
+            raise RecipeError(
+                f"{self.name}: calibration: expected one of {', '.join(get_args(_Calibration))}, "
+                f"got {self.calibration!r}"
+            )
 
     def __call__(self, model: Model, context: Context) -> Change:
         plan = QuantizationPlan(method="static", samples=self.samples, calibration=self.calibration)

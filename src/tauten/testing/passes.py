@@ -1,0 +1,155 @@
+"""What every pass must hold.
+
+Each function of ``CHECKS`` takes a pass and an empty folder to work in, and raises ``AssertionError`` where the
+contract is broken. Passes are tried on a tiny residual CNN with labelled data; ``example`` makes one of a class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tauten.core.target import Target
+from tauten.errors import RecipeError
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower.artifact import to_artifact
+from tauten.make.model.apply import apply
+from tauten.make.model.build import build, to_model
+from tauten.make.model.digest import digest
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context, Pass
+from tauten.make.model.run import forward
+from tauten.make.passes import PASSES
+from tauten.make.search.recipe import Recipe, pass_from_json
+from tauten.run.engines import load
+from tauten.testing._hold import hold
+from tauten.testing.engines import draw
+from tauten.testing.tiny import residual_task
+
+
+def example(kind: type[Pass]) -> Pass:
+    """A pass of that class: with its defaults, and a half for each number that has none."""
+    required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
+    return kind.from_parameters(dict.fromkeys(required, 0.5))
+
+
+def round_trips_through_json(step: Pass, folder: Path) -> None:
+    """``from_parameters`` and the registry give back what ``to_json`` wrote, and it is JSON."""
+    kind = type(step)
+    document = json.loads(json.dumps(step.to_json()))
+    hold(document.pop("pass") == step.name, f"to_json names another pass than {step.name}")
+    hold(kind.from_parameters(document) == step, f"from_parameters gave another pass for {document}")
+    if step.name in PASSES.names():
+        hold(pass_from_json({"pass": step.name, **document}) == step, "the registry's pass differs")
+
+
+def refuses_parameters_that_do_not_fit(step: Pass, folder: Path) -> None:
+    """A parameter it has not, or one of a type that no parameter has, gives ``RecipeError``."""
+    wrong: list[dict[str, Any]] = [{**_parameters(step), "no_such_parameter": 1}]
+    kind, given = type(step), _parameters(step)
+    wrong += [{**given, field.name: {"an": ["object"]}} for field in fields(kind)]
+    for parameters in wrong:
+        try:
+            kind.from_parameters(parameters)
+        except RecipeError:
+            continue
+        raise AssertionError(f"{parameters}: expected RecipeError, got a pass")
+
+
+def does_what_it_declares(step: Pass, folder: Path) -> None:
+    """Facts are added and dropped as declared, one that is needed is asked for, and the record tells of it."""
+    model, context = _model()
+    made = _applied(step)
+    expected = (model.facts - step.drops) | step.gives
+    hold(made.facts == expected, f"expected facts {sorted(expected)}, got {sorted(made.facts)}")
+    record = made.history[-1]
+    parameters = _parameters(step)
+    hold(record.name == step.name and record.seed == context.seed, f"the record is of {record.name}, {record.seed}")
+    hold(record.parameters == parameters, f"the record has parameters {record.parameters}")
+    json.dumps(record.to_json())
+    hold(Recipe(name="one", passes=(step,)).trains == step.trains, "a recipe disagrees on whether it trains")
+    if step.needs:
+        try:
+            apply(step, model.but(facts=frozenset()), context)
+        except RecipeError:
+            return
+        raise AssertionError(f"needs {sorted(step.needs)}, but runs without")
+
+
+def leaves_the_model_alone(step: Pass, folder: Path) -> None:
+    """Neither the model that it is applied to nor the reference changes."""
+    model, context = _model()
+    before, reference = digest(model.module), digest(context.reference)
+    apply(step, model, context)
+    hold(digest(model.module) == before, "the model that was given changed")
+    hold(digest(context.reference) == reference, "the reference changed")
+
+
+def repeats_itself(step: Pass, folder: Path) -> None:
+    """The same seed gives the same module."""
+    model, context = _model()
+    again = apply(step, model, context)
+    hold(digest(again.module) == digest(_applied(step).module), "the same seed gave another module")
+
+
+def keeps_the_border(step: Pass, folder: Path) -> None:
+    """Outputs keep names, shapes and dtypes, whatever the batch; and the module is in evaluation mode."""
+    model, _ = _model()
+    made = _applied(step)
+    hold(made.outputs == model.outputs and made.inputs == model.inputs, "inputs or outputs have other names")
+    hold(not any(module.training for module in made.module.modules()), "a module was left in training mode")
+    for batch in (1, 5):
+        inputs = {"image": np.ones((batch, 1, 8, 8), np.float32)}
+        before = forward(model.module, model.inputs, model.outputs, inputs)
+        after = forward(made.module, made.inputs, made.outputs, inputs)
+        for name, array in before.items():
+            alike = array.shape == after[name].shape and array.dtype == after[name].dtype
+            hold(alike, f"{name}: was {array.dtype}{array.shape}, became {after[name].dtype}{after[name].shape}")
+
+
+def runs_as_an_artifact(step: Pass, folder: Path) -> None:
+    """Lowered to ONNX, written and read again, it answers with finite numbers."""
+    _, context = _model()
+    made, target = _applied(step), Target(name="contract")
+    lowered = LOWERINGS.get("onnx")(made, target, context)
+    json.dumps(dict(lowered.notes))
+    artifact = to_artifact(
+        lowered, folder / "artifact", name="contract", engine="onnx", target=target, history=made.history
+    )
+    engine = load(artifact)
+    for batch in (1, 5):
+        for name, array in engine(draw(artifact, batch)).items():
+            hold(len(array) == batch and np.isfinite(array).all(), f"{name}: batch {batch} gave {array}")
+
+
+CHECKS: Final[tuple[Callable[[Pass, Path], None], ...]] = (
+    round_trips_through_json,
+    refuses_parameters_that_do_not_fit,
+    does_what_it_declares,
+    leaves_the_model_alone,
+    repeats_itself,
+    keeps_the_border,
+    runs_as_an_artifact,
+)
+
+
+@cache
+def _model() -> tuple[Model, Context]:
+    task = residual_task()
+    return to_model(task), Context(task, build(residual_task()), seed=7)
+
+
+@cache
+def _applied(step: Pass) -> Model:
+    model, context = _model()
+    return apply(step, model, context)
+
+
+def _parameters(step: Pass) -> dict[str, Any]:
+    return {key: value for key, value in step.to_json().items() if key != "pass"}
