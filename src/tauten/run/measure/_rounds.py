@@ -20,14 +20,14 @@ _MOST_CALLS_A_TURN: Final = 2000
 
 
 def order(count: int, turn: int) -> list[int]:
-    """Who runs when in a round: rotated by one each round, and turned around every other, so that nobody always
-    runs after the same neighbour.
+    """Who runs when in a round: rotated by one each round, and turned around after each full circle, so that all have
+    every place equally often and nobody always runs after the same neighbour.
 
-    >>> order(3, 0), order(3, 1), order(3, 2)
-    ([0, 1, 2], [0, 2, 1], [2, 0, 1])
+    >>> order(3, 0), order(3, 1), order(3, 2), order(3, 3)
+    ([0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
     """
     rotated = [(turn + index) % count for index in range(count)]
-    return rotated if turn % 2 == 0 else rotated[::-1]
+    return rotated if turn // count % 2 == 0 else rotated[::-1]
 
 
 def run_rounds(

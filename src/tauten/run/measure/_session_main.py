@@ -61,7 +61,8 @@ def _measure(
     send: Callable[[dict[str, Any]], None],
 ) -> dict[tuple[str, int], list[Nanoseconds]]:
     """Durations by name and batch; batch 1 always, the others as far as an artifact goes."""
-    batches = sorted({1, *spec["batches"]})
+    largest = max(most.values())
+    batches = [batch for batch in sorted({1, *spec["batches"]}) if batch <= largest]
     weights = [1.0 if batch == 1 else THROUGHPUT_SHARE for batch in batches]
     taken: dict[tuple[str, int], list[Nanoseconds]] = {}
     # What is alive now stays alive: no collection falls into a measured call.
@@ -74,8 +75,6 @@ def _measure(
             for name, engine in engines.items()
             if batch <= most[name]
         }
-        if not calls:
-            continue
         done, weight = sum(weights[:index]) / sum(weights), weights[index] / sum(weights)
 
         def tell(share: float, batch: int = batch, done: float = done, weight: float = weight) -> None:
