@@ -191,6 +191,17 @@ def test_raw_mode(server: Running) -> None:
     assert outputs["total"].tolist() == [3.0, 12.0]
 
 
+def test_ten_megabytes_travel_both_ways() -> None:
+    spec = TensorSpec(name="x", shape=("batch", 1000))
+    x = np.random.default_rng(0).standard_normal((2500, 1000)).astype(np.float32)
+    message = encode_request({"x": x}, binary=True)
+    body = b"".join(message.parts)
+    with running(Same([spec]), limits={"max_body_bytes": len(body)}) as server:
+        reply = ask(server.port, "POST", INFER, body, binary_headers(message.header_length or 0))
+        np.testing.assert_array_equal(decoded(reply)["out_x"], x, strict=True)
+        assert ask(server.port, "POST", INFER, body + b" ", binary_headers(1)).status == 413
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "says"),
     [

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tauten.run.serve.server import loop_factory
 from tests.unit.serve.tiny import (
@@ -226,6 +228,34 @@ def test_what_is_no_http_is_refused(server: Running, sent: bytes) -> None:
     status, error = only_reply(server, sent)
     assert status == 400
     assert error.startswith("malformed HTTP: ")
+
+
+WHOLE = post(INFER, BODY) + GET_LIVE + post(INFER, BODY, "Connection: close")
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_comes_gets_whole_answers_and_no_fault_of_the_server(server: Running, data: st.DataObject) -> None:
+    sent = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(sent)))
+        sent[start : start + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+    with wire(server.port) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        cut = data.draw(st.integers(0, len(sent)))
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent[:cut])
+            connection.sendall(sent[cut:])
+            connection.shutdown(socket.SHUT_WR)
+        received = read_all(connection)
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
+        status = int(head.split()[1])
+        assert status in (100, 200, 400, 404, 405, 413, 417, 431)
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+        assert len(received) >= length
+        received = received[length:]
+    assert ask(server.port, "POST", INFER, BODY).status == 200
 
 
 def test_requests_before_a_malformed_one_are_answered(server: Running) -> None:

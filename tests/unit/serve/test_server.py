@@ -114,6 +114,23 @@ def test_a_port_in_use_is_an_error_that_names_it() -> None:
             run_loop(other.start)
 
 
+def test_a_host_of_many_addresses_has_one_port() -> None:
+    async def main() -> tuple[str, int]:
+        async with Server([ServedModel("m", Double())], ServeSettings(host="localhost", port=0)) as server:
+            reply = await asyncio.to_thread(ask, server.port, "GET", "/v2", host="localhost")
+            return server.url, reply.status
+
+    url, status = run_loop(main)
+    assert url.startswith("http://localhost:")
+    assert status == 200
+
+
+def test_a_host_that_is_not_there_is_an_error() -> None:
+    server = Server([ServedModel("m", Double())], ServeSettings(host="192.0.2.1", port=1))
+    with pytest.raises(ServeError, match=r"cannot listen on port 1 on 192\.0\.2\.1: "):
+        run_loop(server.start)
+
+
 def test_a_model_that_is_not_started_is_not_ready() -> None:
     model = ServedModel("m", Double())
     assert not model.ready

@@ -306,6 +306,16 @@ def test_binary_data_is_not_copied_when_aligned() -> None:
     assert np.shares_memory(from_bytes("x", "float32", [1, 3], data), np.frombuffer(data, np.uint8))
 
 
+def test_what_is_encoded_lies_aligned_for_the_other_side() -> None:
+    message = encode_request({"x": np.ones((1, 3), np.float64)}, binary=True, request_id="odd")
+    assert message.header_length is not None
+    assert message.header_length % 8 == 0
+    spec = TensorSpec(name="x", shape=(1, 3), dtype="float64")
+    body = joined(message)
+    decoded = decode_request(body, message.header_length, [spec], [Y]).inputs["x"]
+    assert np.shares_memory(decoded, np.frombuffer(body, np.uint8))
+
+
 def test_a_truth_value_other_than_0_and_1_is_refused() -> None:
     with pytest.raises(InputError, match="0 or 1 for BOOL"):
         from_bytes("x", "bool", [3], memoryview(b"\x00\x01\x02"))

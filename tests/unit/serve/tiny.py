@@ -141,9 +141,16 @@ class Reply(NamedTuple):
         return json.loads(self.body)
 
 
-def ask(port: int, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Reply:
+def ask(
+    port: int,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    host: str = "127.0.0.1",
+) -> Reply:
     """One request on its own connection; a body that is no bytes travels as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
+    connection = http.client.HTTPConnection(host, port, timeout=WAIT_S)
     try:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, data, dict(headers or {}))

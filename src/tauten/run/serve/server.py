@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -69,7 +70,7 @@ class Server:
         try:
             self._listener = await loop.create_server(
                 lambda: HttpConnection(self._endpoints, limits, connections),
-                self.settings.host,
+                await self._host(),
                 self.settings.port,
                 backlog=1024,
             )
@@ -101,6 +102,13 @@ class Server:
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def _host(self) -> str:
+        """The host to listen on; one address of it where the system chooses the port, as it would one for each."""
+        if self.settings.port:
+            return self.settings.host
+        infos = await asyncio.get_running_loop().getaddrinfo(self.settings.host, 0, type=socket.SOCK_STREAM)
+        return str(infos[0][4][0])
 
     def _stop_models(self) -> None:
         for model in self._repository:

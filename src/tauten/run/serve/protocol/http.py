@@ -254,7 +254,7 @@ class HttpConnection(asyncio.Protocol):
             self._advance()
 
     def _failed(self, request: Request, fault: BaseException) -> Response:
-        log.error("%s %s failed", request.method.decode(), request.target.decode("latin-1"), exc_info=fault)
+        log.error("%s %r failed", request.method.decode(), request.target.decode("latin-1"), exc_info=fault)
         return error_response(500, "internal error: the server's log has the details")
 
     def _write(self, response: Response, request: Request | None) -> None:
