@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from tauten.core.tensor import Arrays, TensorSpec
+from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.make.graph.coupling import Coupling, Removal, couple
+from tauten.make.graph.prove import Prover
 
 IMAGE = (TensorSpec(name="input", shape=("batch", 3, 8, 8)),)
 VECTOR = (TensorSpec(name="input", shape=("batch", 12)),)
 
 
 def example(specs: Sequence[TensorSpec], batch: int = 4) -> Arrays:
+    """Normal numbers, or for integers those from 0 to 7."""
     generator = np.random.default_rng(0)
-    return {spec.name: generator.standard_normal(spec.concrete(batch)).astype("float32") for spec in specs}
+    made: Arrays = {}
+    for spec in specs:
+        shape = spec.concrete(batch)
+        numbers = generator.integers(0, 8, shape) if "int" in spec.dtype else generator.standard_normal(shape)
+        made[spec.name] = numbers.astype(spec.dtype)
+    return made
 
 
 def lively(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -45,6 +52,14 @@ def random_removal(coupling: Coupling, seed: int) -> Removal:
         if group.units > 1:
             units[place] = generator.permutation(group.units)[: generator.integers(1, group.units)]
     return Removal(coupling.groups, units)
+
+
+def prover(module: nn.Module, specs: Sequence[TensorSpec] = IMAGE) -> Prover:
+    def run(one: nn.Module, arrays: Mapping[str, Array]) -> Arrays:
+        with torch.no_grad():
+            return {"output": one(*(torch.from_numpy(arrays[spec.name]) for spec in specs)).numpy()}
+
+    return Prover(module, specs, example(specs), run)
 
 
 def conv_bn(inside: int, out: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
@@ -175,6 +190,60 @@ class Mlp(nn.Module):
         return self.head(x + torch.tanh(self.residual(x)))
 
 
+class Attention(nn.Module):
+    """Heads of a fixed width, as many as the layers have; ``shared`` heads of keys and values serve several queries."""
+
+    def __init__(self, channels: int, heads: int = 4, shared: int = 4, fused: bool = True) -> None:
+        super().__init__()
+        self.width, self.repeat, self.fused = 3, heads // shared, fused
+        self.norm = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, heads * self.width)
+        self.key, self.value = (nn.Linear(channels, shared * self.width) for _ in range(2))
+        self.out = nn.Linear(heads * self.width, channels)
+
+    def heads(self, x: torch.Tensor, repeat: int = 1) -> torch.Tensor:
+        x = x.view(*x.shape[:2], -1, self.width).transpose(1, 2)
+        batch, heads, length, width = x.shape
+        return x[:, :, None].expand(-1, -1, repeat, -1, -1).reshape(batch, heads * repeat, length, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        query = self.heads(self.query(y))
+        key, value = self.heads(self.key(y), self.repeat), self.heads(self.value(y), self.repeat)
+        if self.fused:
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = torch.softmax(query @ key.transpose(-1, -2) / self.width**0.5, -1) @ value
+        return x + self.out(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+class Tokens(nn.Module):
+    """An image as a row of tokens with a place each, some attention, and the mean."""
+
+    def __init__(self, channels: int, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.patches, self.places = nn.Conv2d(3, channels, 4, 4), nn.Parameter(torch.randn(1, 4, channels))
+        self.blocks, self.head = nn.Sequential(*blocks), nn.Linear(channels, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.patches(x).flatten(2).transpose(1, 2) + self.places).mean(1))
+
+
+class UNet(nn.Module):
+    """Down, up by a transposed convolution, and the two side by side; then up by interpolation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.down, self.bottom = conv_bn(3, 4), nn.MaxPool2d(2), conv_bn(4, 8)
+        self.up, self.leave = nn.ConvTranspose2d(8, 4, 2, 2), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.enter(x)
+        low = torch.relu(self.bottom(self.down(first)))
+        high = nn.functional.interpolate(low, scale_factor=2.0)
+        return self.leave(torch.cat([first, self.up(low), high], 1))
+
+
 class HardCoded(nn.Module):
     """The code fixes the number of flattened elements."""
 
@@ -197,6 +266,9 @@ HANDMADE = {
     "gated": (lambda: Pooled(nn.Sequential(conv_bn(3, 6), Gated(6)), 6), IMAGE),
     "convnext": (lambda: Pooled(nn.Sequential(conv_bn(3, 6), ChannelsLast(6), ChannelsLast(6)), 6), IMAGE),
     "mlp": (Mlp, VECTOR),
+    "attention": (lambda: Tokens(8, Attention(8), Attention(8, fused=False)), IMAGE),
+    "grouped_query": (lambda: Tokens(8, Attention(8, 4, 2), Attention(8, 6, 3, fused=False)), IMAGE),
+    "unet": (UNet, IMAGE),
 }
 
 

@@ -14,7 +14,6 @@ from tauten.core.tensor import TensorSpec
 from tauten.errors import PassError
 from tauten.make.graph.coupling import Group, Removal
 from tauten.make.graph.ids import Ids
-from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import mask, slim
 from tests.unit.graph import nets
 
@@ -94,6 +93,31 @@ def test_groups_of_a_convolution_stay_equal() -> None:
     assert (small[1].in_channels, small[1].out_channels, small[1].groups) == (6, 4, 2)
 
 
+def test_heads_go_whole() -> None:
+    coupling = nets.of(nets.Tokens(8, nets.Attention(8, 4, 2)))
+    heads = next(group for group in coupling.groups if group.name == "blocks.0.query.weight")
+    assert heads.units == 2
+    out = next(slot for slot in heads.slots if slot.parameter == "blocks.0.out.weight")
+    assert out.of([1]).tolist() == [6, 7, 8, 9, 10, 11]
+    key = next(slot for slot in heads.slots if slot.parameter == "blocks.0.key.weight")
+    assert key.of([1]).tolist() == [3, 4, 5]
+
+
+def test_an_embedding_is_as_wide_as_its_stream() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.head = nn.Embedding(20, 6), nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.words(x)))
+
+    specs = (TensorSpec(name="input", shape=("batch", 5), dtype="int64"),)
+    coupling = nets.of(Words().eval(), specs)
+    assert [group.name for group in coupling.groups] == ["words.weight:1"]
+    assert coupling.refused_layers() == {"head": "model output"}
+
+
 def test_a_layer_used_twice_is_cut_once() -> None:
     class Twice(Net):
         def __init__(self) -> None:
@@ -133,9 +157,9 @@ def test_tied_weights_stay_tied() -> None:
 def test_an_operation_without_a_rule_is_named() -> None:
     class Cumulative(Net):
         def between(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.cumsum(x, 2)
+            return torch.cumprod(x, 2)
 
-    assert refusal(Cumulative) == "aten.cumsum at the top of the model: has no pruning rule"
+    assert refusal(Cumulative) == "aten.cumprod at the top of the model: has no pruning rule"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +173,11 @@ def test_an_operation_without_a_rule_is_named() -> None:
         (lambda x: functional.pad(x, (0, 0, 0, 0, 1, -1)), "aten.pad"),
         (lambda x: torch.cat(x.split([3, 5], 1), 1), "aten.split"),
         (lambda x: x.flip(1), "aten.flip"),
+        (lambda x: torch.stack(x.unbind(1), 1), "aten.unbind"),
+        (lambda x: torch.sort(x, 1).values, "aten.sort"),
+        (lambda x: functional.group_norm(x, 2), "aten.group_norm"),
+        (lambda x: functional.scaled_dot_product_attention(*[x.permute(0, 2, 3, 1)] * 3).permute(0, 3, 1, 2), "width"),
+        (lambda x: (x.flatten(2) @ torch.sigmoid(x.flatten(2).mT)).mean() * x, "takes shares|mean|matmul"),
         (lambda x: x * torch.linspace(1, 2, 8)[:, None, None], "constant|linspace"),
         (lambda x: x.amax(1, keepdim=True).expand(-1, 8, -1, -1), "aten.amax"),
         (lambda x: x / torch.relu(x + 0), "divides"),
@@ -177,20 +206,12 @@ def test_a_sum_over_channels_that_are_zero_may_go_on() -> None:
     torch.testing.assert_close(slim(copy.deepcopy(module), removal)(x), mask(module, removal)(x), rtol=1e-4, atol=1e-5)
 
 
-def prover(module: nn.Module) -> Prover:
-    def run(one: nn.Module, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        with torch.no_grad():
-            return {"output": one(torch.from_numpy(arrays["input"])).numpy()}
-
-    return Prover(module, nets.IMAGE, nets.example(nets.IMAGE), run)
-
-
 def test_sizes_fixed_in_the_code_are_found_by_running() -> None:
     module = nets.HardCoded().eval()
     coupling = nets.of(module)
     assert [group.name for group in coupling.groups] == ["conv1.weight", "conv2.weight"]
     removal = Removal(coupling.groups, {0: np.array([0, 1]), 1: np.array([0, 1, 2, 3])})
-    found = prover(module).broken(removal)
+    found = nets.prover(module).broken(removal)
     assert set(found) == {1}
     assert "aten.view" in found[1]
 
@@ -204,10 +225,10 @@ def test_positions_fixed_in_the_code_are_found_by_running() -> None:
     module = Shuffle().eval()
     coupling = nets.of(module)
     removal = nets.random_removal(coupling, 0)
-    held = prover(module).broken(removal)
+    held = nets.prover(module).broken(removal)
     assert set(held) <= {0}
     left = removal.only(set(removal.units) - set(held))
-    assert prover(module).fault(left) == ""
+    assert nets.prover(module).fault(left) == ""
 
 
 def test_removal_refuses_what_cannot_be() -> None:

@@ -76,8 +76,8 @@ class Group:
 class Coupling:
     """The groups of a module, and for each parameter's dimension that has none, why.
 
-    ``refused`` maps a parameter and dimension to the reason. Only dimensions that make channels are told (what reads
-    a frozen channel has nothing to say of its own), and only those of which no element can go.
+    ``refused`` maps a parameter and dimension to the reason. Only dimensions along which a layer makes channels are
+    told (what reads a frozen channel has nothing to say of its own), and only those of which no element can go.
     """
 
     groups: tuple[Group, ...]
@@ -94,15 +94,17 @@ def couple(module: nn.Module, inputs: Sequence[TensorSpec], example: Mapping[str
     Raises ``PassError`` where ``torch.export`` cannot follow the module. The time is about linear in the number of
     operations and of channels.
     """
-    return group(trace(export(module, inputs, example), module), dict(module.named_parameters(remove_duplicate=False)))
+    return group(trace(export(module, inputs, example), module))
 
 
-def group(traced: Traced, parameters: Mapping[str, nn.Parameter]) -> Coupling:
+def group(traced: Traced) -> Coupling:
     """Gather ids into units, and units into groups."""
     ids = traced.ids
     why, reasons = ids.frozen()
     consumed = np.zeros(len(ids), dtype=bool)
     consumed[concatenate(traced.consumed)] = True
+    produced = np.zeros(len(ids), dtype=bool)
+    produced[concatenate(traced.produced)] = True
     places: list[Place] = []
     roots: list[IdArray] = []
     refused: dict[tuple[str, int], str] = {}
@@ -112,7 +114,7 @@ def group(traced: Traced, parameters: Mapping[str, nn.Parameter]) -> Coupling:
                 continue
             role: Role = "consumer" if consumed[own].all() else "producer"
             frozen = why[own] >= 0
-            if frozen.all() and role == "producer" and dim == 0 and len(dims) > 1 and name in parameters:
+            if frozen.all() and produced[own].all():
                 refused[(name, dim)] = reasons[int(why[own[0]])]
             places.append(Place(name, dim, role, len(dims)))
             roots.append(np.where(frozen, -1, ids.find(own)))

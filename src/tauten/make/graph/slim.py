@@ -95,7 +95,9 @@ def _tensors(module: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]
 
 def _fit(owner: nn.Module) -> None:
     """Bring a layer's size attributes in line with its tensors; a layer of another kind keeps its own."""
-    if isinstance(owner, _ConvNd) and not owner.transposed:
+    if isinstance(owner, _ConvNd) and owner.transposed:
+        owner.in_channels, owner.out_channels = owner.weight.shape[0], owner.weight.shape[1] * owner.groups
+    elif isinstance(owner, _ConvNd):
         depthwise = owner.groups > 1 and owner.groups == owner.in_channels
         if depthwise:
             owner.groups = owner.weight.shape[0] * owner.in_channels // owner.out_channels

@@ -64,6 +64,7 @@ class Trace:
     """Ids, and what rules do to them."""
 
     ids: Ids = field(default_factory=Ids)
+    produced: list[IdArray] = field(default_factory=list)
     consumed: list[IdArray] = field(default_factory=list)
     shaped: list[tuple[IdArray, str]] = field(default_factory=list)
 
@@ -90,11 +91,21 @@ class Trace:
     def contract(self, data: Axis, weight: Axis, reason: str) -> None:
         """Sum over a shared axis: a removed channel must add nothing, so one of the two must be zero there."""
         self.unify(data, weight)
-        if weight.ids is not None:
-            self.consumed.append(weight.ids)
+        self.consume(weight)
         if not (data.zero or weight.zero):
             self.freeze(data, reason)
             self.freeze(weight, reason)
+
+    def produce(self, axis: Axis) -> Axis:
+        """A layer makes channels along this axis of its weight: where they are frozen, the user is told why."""
+        if axis.ids is not None:
+            self.produced.append(axis.ids)
+        return axis
+
+    def consume(self, axis: Axis) -> None:
+        """A layer sums over this axis of its weight."""
+        if axis.ids is not None:
+            self.consumed.append(axis.ids)
 
     def freeze(self, axis: Axis, reason: str) -> None:
         """No element of the axis can be removed."""
@@ -123,14 +134,15 @@ class Trace:
 class Traced:
     """What a walk found.
 
-    ``holders`` are each parameter's and buffer's ids by dimension, ``consumed`` the ids that are summed over,
-    ``shaped`` those whose sizes an operation names, with that operation.
+    ``holders`` are each parameter's and buffer's ids by dimension; ``produced`` and ``consumed`` the ids that layers
+    make and sum over; ``shaped`` those whose sizes an operation names, with that operation.
     """
 
     ids: Ids
     holders: Mapping[str, tuple[IdArray, ...]]
+    produced: tuple[IdArray, ...]
     consumed: tuple[IdArray, ...]
-    shaped: tuple[tuple[IdArray, str], ...] = ()
+    shaped: tuple[tuple[IdArray, str], ...]
 
 
 def trace(program: ExportedProgram, module: nn.Module) -> Traced:
@@ -175,7 +187,8 @@ class _Walk:
                 self.known[node] = self._getitem(node)
             else:
                 self.known[node] = self._call(node)
-        return Traced(self.trace.ids, self.holders, tuple(self.trace.consumed), tuple(self.trace.shaped))
+        found = self.trace
+        return Traced(found.ids, self.holders, tuple(found.produced), tuple(found.consumed), tuple(found.shaped))
 
     def _placeholders(self) -> list[Node]:
         return [node for node in self.program.graph.nodes if node.op == "placeholder"]

@@ -30,6 +30,13 @@ def loses_zero(trace: Trace, call: Call) -> Value:
     return data.with_zero(False)
 
 
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def like(trace: Trace, call: Call) -> Value:
+    """New numbers in the shape of another tensor."""
+    data: Value = call["self"]
+    return Value(tuple(axis.with_zero(call.op == "zeros_like" and axis.tracked) for axis in data.axes))
+
+
 @rule("log", "reciprocal", "rsqrt")
 def breaks_at_zero(trace: Trace, call: Call) -> Value:
     """One operand, and f(0) is infinite: a removed channel must not come in as zeros."""

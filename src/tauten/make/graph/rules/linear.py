@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tauten.errors import PassError
 from tauten.make.graph.rules._table import rule
 from tauten.make.graph.value import Axis, Value
 
@@ -25,7 +26,7 @@ def linear(trace: Trace, call: Call) -> Value:
     lead = tuple(axis.with_zero(axis.zero and bias is None) for axis in data.axes[:-1])
     if len(weight.axes) == 1:
         return Value(lead)
-    return Value((*lead, _with_bias(trace, weight.axes[0], bias)))
+    return Value((*lead, _with_bias(trace, trace.produce(weight.axes[0]), bias)))
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -44,7 +45,7 @@ def convolution(trace: Trace, call: Call) -> Value:
         _depthwise(trace, call, channels, weight)
     else:
         _grouped(trace, call, channels, weight)
-    out = _with_bias(trace, weight.axes[0], bias)
+    out = _with_bias(trace, trace.produce(weight.axes[0]), bias)
     shape = call.shapes[0]
     space = tuple(Axis(size, reason=f"{call.where}: space") for size in shape[len(shape) - rank :])
     return Value((*(Axis(axis.size, reason="batch") for axis in lead), out, *space))
@@ -67,18 +68,37 @@ def _grouped(trace: Trace, call: Call, channels: Axis, weight: Value) -> None:
     groups = call["groups"]
     ins = trace.tracked(channels).reshape(groups, -1)
     trace.ids.union(ins, trace.tracked(weight.axes[1])[None, :])
-    trace.consumed.append(trace.tracked(weight.axes[1]))
+    trace.consume(weight.axes[1])
     outs = trace.tracked(weight.axes[0]).reshape(groups, -1)
     trace.ids.union(outs, outs[:1])
     if not (channels.zero or weight.axes[1].zero):
         trace.freeze(channels, f"{call.where} sums over channels that are not zero when removed")
 
 
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(trace: Trace, call: Call) -> Value:
+    """``(batch, in, *space) x (in, out, *kernel) -> (batch, out, *space)``."""
+    data, weight, bias = call["input"], call["weight"], call["bias"]
+    if call["groups"] != 1:
+        raise PassError("with groups it has no pruning rule")
+    rank = len(weight.axes) - 2
+    *lead, channels = data.axes[: len(data.axes) - rank]
+    trace.freeze_all(weight.axes[2:], f"{call.where}: kernel")
+    trace.freeze_all(data.axes[len(data.axes) - rank :], f"{call.where} slides over it")
+    trace.freeze_all(lead, f"{call.where}: batch")
+    trace.contract(channels, weight.axes[0], f"{call.where} sums over channels that are not zero when removed")
+    out = _with_bias(trace, trace.produce(weight.axes[1]), bias)
+    shape = call.shapes[0]
+    space = tuple(Axis(size, reason=f"{call.where}: space") for size in shape[len(shape) - rank :])
+    return Value((*(Axis(axis.size, reason="batch") for axis in lead), out, *space))
+
+
 @rule("embedding")
 def embedding(trace: Trace, call: Call) -> Value:
     """``(rows, width)`` looked up by indices ``(…) -> (…, width)``."""
     weight, indices = call["weight"], call["indices"]
+    trace.consume(weight.axes[0])
     trace.freeze(weight.axes[0], f"{call.where}: rows are looked up by number")
     trace.freeze_all(indices.axes, f"{call.where}: numbers of rows")
     lead = tuple(Axis(axis.size, reason=f"{call.where}: positions") for axis in indices.axes)
-    return Value((*lead, weight.axes[1]))
+    return Value((*lead, trace.produce(weight.axes[1])))

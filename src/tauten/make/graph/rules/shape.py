@@ -132,6 +132,43 @@ def cat(trace: Trace, call: Call) -> Value:
     return Value(tuple(axes))
 
 
+@rule("stack")
+def stack(trace: Trace, call: Call) -> Value:
+    """Tensors side by side along a new dimension."""
+    values = call["tensors"]
+    axes = list(values[0].axes)
+    for value in values[1:]:
+        axes = [trace.unify(axis, other) for axis, other in zip(axes, value.axes, strict=True)]
+    axes.insert(call["dim"] % (len(axes) + 1), Axis(len(values), reason=f"{call.where} counts tensors along it"))
+    return Value(tuple(axes))
+
+
+@rule("unbind")
+def unbind(trace: Trace, call: Call) -> tuple[Value, ...]:
+    """One tensor for each element of a dimension."""
+    data: Value = call["self"]
+    dim = call["dim"] % len(data.axes)
+    trace.freeze(data.axes[dim], f"{call.where} takes channels by position")
+    return tuple(Value((*data.axes[:dim], *data.axes[dim + 1 :])) for _ in call.shapes)
+
+
+@rule("flip", "roll", "cumsum", "sort", "topk")
+def along(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
+    """Elements moved or mixed along some dimensions; the others pass."""
+    data: Value = call["self"]
+    dims = call["dims"] if "dims" in call.arguments else (call["dim"],)
+    moved = {dim % len(data.axes) for dim in dims} if dims else set(range(len(data.axes)))
+    reason = f"{call.where} moves elements along it"
+    shape = call.shapes[0]
+    axes = []
+    for index, axis in enumerate(data.axes):
+        axes.append(axis if index not in moved else Axis(shape[index], reason=reason))
+        if index in moved:
+            trace.freeze(axis, reason)
+    made = Value(tuple(axes))
+    return made if len(call.shapes) == 1 else (made, made.with_zero(False))
+
+
 @rule("chunk", "split", "split_with_sizes", "tensor_split")
 def split(trace: Trace, call: Call) -> tuple[Value, ...]:
     """Equal parts lose the same positions, so that they stay equal; unequal parts cannot lose any."""

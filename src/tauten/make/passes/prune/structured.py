@@ -70,8 +70,10 @@ class Structured(Pass):
             torch.manual_seed(context.seed)
             scores = [_score(group, model.module, CRITERIA.get(self.criterion)) for group in coupling.groups]
         removal, broken = self._proven(coupling, scores, prover, context)
-        refused |= {coupling.groups[place].name.rpartition(".")[0]: why for place, why in broken.items()}
-        if self.ratio and not removal.units:
+        for place, why in broken.items():
+            name = coupling.groups[place].name
+            refused[name.rpartition(".")[0] or name] = why
+        if self.ratio and all(of_group.units == 1 or place in broken for place, of_group in enumerate(coupling.groups)):
             told = "; ".join(f"{layer}: {why}" for layer, why in list(refused.items())[:5])
             raise PassError(f"no channel of the model can be removed safely: {told or 'it has no coupled channels'}")
         module = slim(model.module, removal)
