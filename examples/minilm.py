@@ -74,7 +74,7 @@ def task() -> tauten.Task:
             tauten.TensorSpec(name="input_ids", shape=("batch", "length"), dtype="int64"),
             tauten.TensorSpec(name="attention_mask", shape=("batch", "length"), dtype="int64"),
         ),
-        outputs=("embedding",),
+        outputs=("sentence_embedding",),
         calibrate=batches(tokenizer, chosen[:validate]),
         validate=batches(tokenizer, chosen[validate:test]),
         test=batches(tokenizer, chosen[test:]),
