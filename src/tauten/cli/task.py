@@ -119,8 +119,7 @@ def _call(module: ModuleType, function: str, path: Path | None) -> Task:
     try:
         task = make()
     except (Exception, SystemExit) as fault:
-        source = path or (Path(module.__file__) if module.__file__ else None)
-        raise _blame(fault, source, f"{where}: {function}() failed") from fault
+        raise _blame(fault, path, f"{where}: {function}() failed") from fault
     if not isinstance(task, Task):
         raise TaskError(f"{where}: expected {function}() to return a tauten.Task, got a {type(task).__name__}")
     return task
@@ -132,8 +131,14 @@ def _is_own_function(name: str, value: Callable[..., Any], module: ModuleType) -
 
 def _blame(fault: BaseException, path: Path | None, what: str) -> TaskError:
     """A ``TaskError`` with the error and the last line of the user's own file that led to it."""
-    frames = traceback.extract_tb(fault.__traceback__)
-    ours = [frame for frame in frames if path is not None and frame.filename == str(path)]
+    # A file that is imported stands below the machinery of imports, which is no place to send a user to.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(fault.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen importlib")
+    ]
+    source = str(path) if path else frames[0].filename if frames else ""
+    ours = [frame for frame in frames if frame.filename == source]
     at = f" (line {ours[-1].lineno}: {ours[-1].line})" if ours else ""
     hint = ""
     if isinstance(fault, ModuleNotFoundError) and fault.name == "torch":

@@ -46,7 +46,7 @@ def task() -> tauten.Task:
         validate=batches(validate, validate_labels),
         test=batches(test, test_labels),
         metric="accuracy",
-        epochs=25,
+        epochs=22,
         learning_rate=3e-3,
     )
 
@@ -69,7 +69,7 @@ def shifted(images: Images, labels: Labels) -> Iterator[tuple[Images, Labels]]:
 
 
 def build() -> nn.Module:
-    """A residual network (He et al. 2016) of about 0.6 million parameters, untrained.
+    """A residual network (He et al. 2016) of 755,482 parameters, untrained.
 
     PyTorch is imported here, so that a machine without it can still evaluate artifacts with this file.
     """
@@ -98,10 +98,10 @@ def build() -> nn.Module:
         convolution(1, 32, 3),
         nn.ReLU(),
         Residual(32, 32),
-        Residual(32, 64, stride=2),
-        Residual(64, 128, stride=2),
-        Residual(128, 128),
+        Residual(32, 72, stride=2),
+        Residual(72, 144, stride=2),
+        Residual(144, 144),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
-        nn.Linear(128, 10),
+        nn.Linear(144, 10),
     )

@@ -63,6 +63,21 @@ def test_a_module_gives_its_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert load_task("package_of_tasks.inner").name == "good"
 
 
+def test_a_module_that_fails_is_named_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "package_of_faults", "", "__init__.py")
+    write(tmp_path / "package_of_faults", "import json\n\njson.loads('{')\n", "inner.py")
+    write(tmp_path / "package_of_faults", GOOD + "\ndef late():\n    return 1 / 0\n", "calls.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        TaskError, match=r"package_of_faults.inner does not import \(line 3: json.loads\('\{'\)\): JSON"
+    ):
+        load_task("package_of_faults.inner:task")
+    with pytest.raises(
+        TaskError, match=r"package_of_faults.calls: late\(\) failed \(line \d+: return 1 / 0\): ZeroDiv"
+    ):
+        load_task("package_of_faults.calls:late")
+
+
 def test_the_file_hides_no_module_and_is_run_anew(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD, "json.py")
     first = load_task(path)
