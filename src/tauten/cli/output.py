@@ -17,9 +17,9 @@ console = Console(stderr=True, highlight=False)
 
 
 def emit(document: Any, as_json: bool, show: Callable[[Console], None]) -> None:
-    """Print ``document`` as JSON, or let ``show`` print it for people, on standard output."""
+    """Print ``document`` as JSON on one line, or let ``show`` print it for people, on standard output."""
     if as_json:
-        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
         sys.stdout.flush()
     else:
         show(Console(highlight=False))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import WhatSize, write_measures
 from tauten.core.measure import Measure
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
+from tauten.core.value import Value
 from tauten.errors import TaskError
 from tauten.make.model.pass_ import Progress
 from tauten.make.model.task import Data, Task
@@ -25,6 +28,13 @@ from tauten.run.measure.session import Timing, measure_together
 
 ROWS = 32
 MAX_REMEMBERED_BYTES = 2**30
+
+
+class Sampling(Value):
+    """How long to measure: ``seconds`` of calls an artifact, and ``starts`` of fresh processes."""
+
+    seconds: Annotated[float, Field(gt=0)] = 1.0
+    starts: Annotated[int, Field(ge=1)] = 3
 
 
 class Remembered:
@@ -62,13 +72,17 @@ class QualityEvaluator:
             task.data("validate")
 
     @cached_property
-    def _original(self) -> Remembered:
+    def _engine(self) -> Engine:
         # The eager engine sets PyTorch's threads for the whole process; training after this wants its own back.
         threads = torch.get_num_threads()
         try:
-            return Remembered(load(self._baseline))
+            return load(self._baseline)
         finally:
             torch.set_num_threads(threads)
+
+    @cached_property
+    def _answers(self) -> Remembered:
+        return Remembered(self._engine)
 
     @cached_property
     def _of_baseline(self) -> Quality:
@@ -76,15 +90,15 @@ class QualityEvaluator:
 
     def quality(self, artifact: Artifact, split: str) -> Quality:
         """Quality of an artifact through its engine, on the batches called ``split``."""
-        engine = self._original if artifact is self._baseline else load(artifact)
+        engine = self._engine if artifact.path == self._baseline.path else load(artifact)
         data = self._task.data(split)
         if not self.metric.reference:
             _labelled(data)
-        return measure_quality(engine, data, self.metric, self._original if self.metric.reference else None)
+        return measure_quality(engine, data, self.metric, self._answers if self.metric.reference else None)
 
     def evaluate(self, artifact: Artifact, size: WhatSize = "artifact") -> Artifact:
         """The artifact with ``quality`` and ``drop_points`` on the validation data in its manifest."""
-        ours = self._of_baseline if artifact is self._baseline else self.quality(artifact, self.split)
+        ours = self._of_baseline if artifact.path == self._baseline.path else self.quality(artifact, self.split)
         measures = {"quality": ours.measure, "drop_points": drop(self._of_baseline, ours, self.metric.better)}
         return write_measures(artifact, measures, size)
 

@@ -26,7 +26,7 @@ from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
 from tauten.make.search.budget import choose, judge, nearest
 from tauten.make.search.builder import CandidateBuilder
-from tauten.make.search.evaluator import QualityEvaluator, time_together, weigh
+from tauten.make.search.evaluator import QualityEvaluator, Sampling, time_together, weigh
 from tauten.make.search.identity import identify_candidate, identify_task
 from tauten.make.search.improve import improvements
 from tauten.make.search.levels import find_level
@@ -42,6 +42,7 @@ from tauten.run.measure.session import Timing
 BASELINE = "baseline"
 ENGINE_BASELINE = "engine_baseline"
 DEFAULT_BUDGET = Budget(max_drop=0.5)
+DEFAULT_SAMPLING = Sampling()
 
 
 def optimize(
@@ -53,6 +54,7 @@ def optimize(
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     strategy: str = "listed",
+    sampling: Sampling = DEFAULT_SAMPLING,
     observer: Observer | None = None,
     origin: str = "",
 ) -> Result:
@@ -60,7 +62,8 @@ def optimize(
 
     Everything goes to the folder ``out`` (default ``build/<task name>``): ``result.json``, ``report.html``, ``best/``
     and ``candidates/``. Finished candidates of an earlier run on the same task, target and seed are taken as they are,
-    so a run that was interrupted goes on where it stopped. ``origin`` is the text that the task was read from.
+    so a run that was interrupted goes on where it stopped. ``origin`` is the text that the task was read from,
+    ``sampling`` how long to measure.
 
     Returns a result whose ``met`` says whether anything holds the budget; where nothing does there is no ``best``.
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
@@ -74,6 +77,7 @@ def optimize(
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
         observer=observer or Silent(),
         origin=origin,
+        sampling=sampling,
     )
     recipes = find_level(level, run.target.engine)
     with run.workspace.opened():
@@ -92,6 +96,7 @@ class _Run:
     workspace: Workspace
     observer: Observer
     origin: str
+    sampling: Sampling
 
     def go(self, recipes: Sequence[Recipe], strategy: str) -> Result:
         started = time.perf_counter()
@@ -209,11 +214,12 @@ class _Run:
     def _measure(self, artifacts: Mapping[str, Artifact]) -> tuple[dict[str, Artifact], dict[str, Timing]]:
         """Time, memory and start-up of all, with the baselines in the same run."""
         self.observer.stage(f"measure {len(artifacts)} artifacts side by side")
-        timings = time_together(artifacts, self.task, self.target, seconds=1.0, progress=self.observer.step)
+        seconds, starts = self.sampling.seconds, self.sampling.starts
+        timings = time_together(artifacts, self.task, self.target, seconds, self.observer.step)
         measured: dict[str, Artifact] = {}
         for index, (name, artifact) in enumerate(artifacts.items()):
             self.observer.step(f"start and weigh {name}", index / len(artifacts))
-            measures: dict[str, Measure] = {**timings[name].measures, **weigh(artifact, self.task, self.target, 3)}
+            measures: dict[str, Measure] = {**timings[name].measures, **weigh(artifact, self.task, self.target, starts)}
             size = "weights" if name == BASELINE else "artifact"
             measured[name] = write_measures(artifact, measures, size)  # type: ignore[arg-type]
         return measured, timings

@@ -1,0 +1,221 @@
+"""The main job on a real, tiny model: every process, file and measurement here is real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tauten
+from tauten.artifact.read import read_artifact
+from tauten.make.search.evaluator import Sampling
+from tauten.make.search.recipe import Recipe, pass_from_json
+from tauten.make.search.result import Entry
+from tests.unit.optimize.task import batches, task, unlabelled
+
+INT8 = Recipe("int8", (pass_from_json({"pass": "quantize.post_training"}),))
+CUT = Recipe(
+    "cut",
+    (
+        pass_from_json({"pass": "prune.structured", "ratio": 0.5}),
+        pass_from_json({"pass": "distill.recover", "epochs": 2}),
+        pass_from_json({"pass": "quantize.post_training"}),
+    ),
+)
+KEYS = {
+    "quality",
+    "size_bytes",
+    "latency_mean_ms",
+    "latency_p50_ms",
+    "latency_p95_ms",
+    "latency_p99_ms",
+    "throughput_per_s",
+    "peak_memory_mib",
+    "startup_ms",
+}
+
+
+optimize = partial(tauten.optimize, sampling=Sampling(seconds=0.1, starts=1))
+
+
+class Watcher:
+    """Keeps what a run says of itself, and may stop it."""
+
+    def __init__(self, stop_after: int = 99) -> None:
+        self.stages: list[str] = []
+        self.made: list[tuple[str, bool]] = []
+        self.not_made: list[str] = []
+        self._stop_after = stop_after
+
+    def stage(self, text: str, left: int = 0) -> None:
+        self.stages.append(text)
+
+    def step(self, text: str, share: float) -> None:
+        pass
+
+    def found(self, entry: Entry, reused: bool) -> None:
+        self.made.append((entry.name, reused))
+        if len(self.made) == self._stop_after:
+            raise KeyboardInterrupt
+
+    def refused(self, name: str, reason: str) -> None:
+        self.not_made.append(name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[tauten.Result, Path]:
+    out = tmp_path_factory.mktemp("out")
+    return optimize(task(), budget=tauten.Budget(max_drop=5), level=[INT8, CUT], out=out), out
+
+
+def test_a_run_hands_over_an_artifact_that_answers_as_it_was_measured(finished: tuple[tauten.Result, Path]) -> None:
+    result, out = finished
+    assert result.met
+    assert result.best is not None
+    engine = tauten.load(out / result.best.artifact)
+    images = np.concatenate([images for images, _ in batches(128, 3)])
+    labels = np.concatenate([labels for _, labels in batches(128, 3)])
+    right = (engine({"image": images})["output"].argmax(1) == labels).mean() * 100
+    assert result.test is not None
+    assert right == pytest.approx(result.test.best.value)
+
+
+def test_the_result_file_says_what_the_issue_names(finished: tuple[tauten.Result, Path]) -> None:
+    result, out = finished
+    document = json.loads((out / "result.json").read_text())
+    assert tauten.Result.from_json(document) == result
+    for entry in (document["baseline"], document["engine_baseline"], document["best"], *document["candidates"]):
+        assert set(entry["measures"]) == KEYS
+        assert set(entry["measures"]["throughput_per_s"]) == {"1", "8", "16", "32"}
+        for key, measure in entry["measures"].items():
+            for one in measure.values() if key == "throughput_per_s" else [measure]:
+                assert one["low"] <= one["value"] <= one["high"]
+                assert {"unit", "better"} <= set(one)
+        assert read_artifact(out / entry["artifact"]).manifest.name == "blobs"
+    assert set(document["front"]) <= {"int8", "cut"}
+    assert document["improvements"]["baseline"]["size_bytes"]["ratio"] > 1
+
+
+def test_sizes_are_those_of_the_files(finished: tuple[tauten.Result, Path]) -> None:
+    result, out = finished
+    for entry in (result.engine_baseline, *result.candidates):
+        size = entry.measure("size_bytes")
+        assert size is not None
+        assert size.value == sum(path.stat().st_size for path in (out / entry.artifact).iterdir())
+    baseline = result.baseline.measure("size_bytes")
+    assert baseline is not None
+    assert baseline.value == (out / "candidates/baseline/weights.safetensors").stat().st_size
+
+
+def test_the_report_is_written_and_holds_the_winner(finished: tuple[tauten.Result, Path]) -> None:
+    result, out = finished
+    assert result.best is not None
+    page = (out / "report.html").read_text()
+    assert result.best.name in page
+
+
+def test_the_same_run_again_makes_nothing_anew(finished: tuple[tauten.Result, Path]) -> None:
+    _, out = finished
+    before = {path: path.stat().st_mtime_ns for path in out.glob("candidates/*/weights.safetensors")}
+    watcher = Watcher()
+    again = optimize(task(), budget=tauten.Budget(max_drop=5), level=[INT8, CUT], out=out, observer=watcher)
+    assert watcher.made == [("int8", True), ("cut", True)]
+    assert "train the model" not in watcher.stages
+    assert {path: path.stat().st_mtime_ns for path in out.glob("candidates/*/weights.safetensors")} == before
+    assert again.met
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    budget = tauten.Budget(max_drop=5)
+    with pytest.raises(KeyboardInterrupt):
+        optimize(task(), budget=budget, level=[INT8, CUT], out=tmp_path, observer=Watcher(stop_after=1))
+    assert not (tmp_path / "best").exists()
+    watcher = Watcher()
+    optimize(task(), budget=budget, level=[INT8, CUT], out=tmp_path, observer=watcher)
+    assert watcher.made == [("int8", True), ("cut", False)]
+
+
+def test_another_seed_or_target_takes_nothing_over(finished: tuple[tauten.Result, Path], tmp_path: Path) -> None:
+    _, out = finished
+    shutil.copytree(out / "candidates", tmp_path / "candidates")
+    watcher = Watcher()
+    optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path, seed=1, observer=watcher)
+    assert watcher.made == [("int8", False)]
+
+
+def test_a_damaged_candidate_is_made_again(finished: tuple[tauten.Result, Path], tmp_path: Path) -> None:
+    _, out = finished
+    for folder in ("candidates", ".state"):
+        shutil.copytree(out / folder, tmp_path / folder)
+    weights = tmp_path / "candidates" / "int8" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    watcher = Watcher()
+    optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path, observer=watcher)
+    assert watcher.made == [("int8", False)]
+    read_artifact(tmp_path / "candidates" / "int8")
+
+
+def test_nothing_within_the_budget_hands_over_nothing(finished: tuple[tauten.Result, Path], tmp_path: Path) -> None:
+    _, out = finished
+    for folder in ("candidates", ".state", "best"):
+        shutil.copytree(out / folder, tmp_path / folder)
+    result = optimize(task(), budget=tauten.Budget(max_bytes=100), level=[INT8, CUT], out=tmp_path)
+    assert not result.met
+    assert result.best is None
+    assert result.nearest
+    assert "No candidate holds the budget" in result.explanation
+    assert not (tmp_path / "best").exists()
+    document = json.loads((tmp_path / "result.json").read_text())
+    assert document["best"] is None
+    assert document["improvements"] == {}
+
+
+def test_a_test_set_that_contradicts_is_not_overruled(tmp_path: Path) -> None:
+    honest = task().fit(0)
+    module = honest.build()
+
+    def original(images: Any) -> Any:
+        with torch.no_grad():
+            return module(torch.from_numpy(images)).numpy()
+
+    def metric(outputs: dict[str, Any], labels: Any) -> float:
+        # On the validation data everyone is perfect; on the test set only who answers exactly as the original did.
+        return 100.0 if np.isinf(labels).all() else 100.0 - 1000.0 * float(np.abs(outputs["output"] - labels).mean())
+
+    easy = [(images, np.full((len(images), 2), np.inf)) for images, _ in batches(64, 2)]
+    hard = [(images, original(images)) for images, _ in batches(64, 3)]
+    changed = replace(honest, validate=easy, test=hard, metric=metric, epochs=0)
+    result = optimize(changed, budget=tauten.Budget(max_drop=0.5), level=[INT8], out=tmp_path)
+    assert result.candidates[0].within_budget
+    assert result.test is not None
+    assert result.test.drop_points.value > 0.5
+    assert not result.met
+    assert result.best is None
+    assert "on the test set it loses" in result.explanation
+    assert result.nearest == ("int8",)
+    assert not (tmp_path / "best").exists()
+
+
+def test_without_labels_a_fidelity_metric_compares_with_the_original(tmp_path: Path) -> None:
+    result = optimize(unlabelled(), budget=tauten.Budget(max_drop=1.0), level=[INT8, CUT], out=tmp_path)
+    quality = result.baseline.measure("quality")
+    assert quality is not None
+    assert quality.value == pytest.approx(100)
+    assert result.quality_on == "calibrate"
+    assert [refused.name for refused in result.refused] == ["cut"]
+    assert "no train data" in result.refused[0].error
+    best = result.candidates[0].measure("quality")
+    assert best is not None
+    assert 90 < best.value < 100
+
+
+def test_a_metric_that_needs_labels_and_data_without_is_an_error_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(tauten.TaskError, match="validate"):
+        optimize(replace(unlabelled(), metric="accuracy"), out=tmp_path, level=[INT8])
