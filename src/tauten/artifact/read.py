@@ -38,7 +38,7 @@ class Artifact:
 
     def graph(self) -> bytes:
         """The graph file's bytes, checked again as they are read."""
-        return self._bytes(self.manifest.graph)
+        return bytes(self._bytes(self.manifest.graph))
 
     def weights(self) -> Arrays:
         """The weights by name, decoded."""
@@ -54,7 +54,7 @@ class Artifact:
             )
         return arrays
 
-    def _bytes(self, name: str) -> bytes:
+    def _bytes(self, name: str) -> bytearray:
         with _opened(self.path) as folder:
             data = folder.read(name, self.manifest.files[name])
         if hashlib.sha256(data).hexdigest() != self.checksums[name]:
@@ -95,7 +95,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     return Artifact(path, manifest, checksums, size)
 
 
-def _parse_checksums(path: Path, raw: bytes) -> dict[str, str]:
+def _parse_checksums(path: Path, raw: bytes | bytearray) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in raw.split(b"\n")[:-1]:
         match = _CHECKSUM_LINE.fullmatch(line.decode("ascii", "replace"))
@@ -107,7 +107,7 @@ def _parse_checksums(path: Path, raw: bytes) -> dict[str, str]:
     return found
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse(path: Path, raw: bytes | bytearray) -> dict[str, Any]:
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
         # An escaped half of a character passes as JSON and fails later, wherever it is first printed.
@@ -178,9 +178,12 @@ class _Folder:
     path: Path
     descriptor: int
 
-    def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytes:
+    def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytearray:
         """All bytes of a file that must have ``size`` bytes, and no more than ``limit``."""
-        return b"".join(self.blocks(name, size, limit))
+        found = bytearray()
+        for block in self.blocks(name, size, limit):
+            found += block
+        return found
 
     def blocks(self, name: str, size: int | None = None, limit: int | None = None) -> Iterator[bytes]:
         """The same, a block at a time; never more bytes than the file had when it was opened."""

@@ -21,6 +21,9 @@ class Codec(Protocol):
         """The arrays as bytes; ``ConfigError`` for an array that it cannot code. The arrays are left as they are."""
         ...
 
-    def decode(self, data: bytes) -> Arrays:
-        """The arrays again; ``ArtifactError`` for bytes that ``encode`` did not make, within bounded memory."""
+    def decode(self, data: bytes | bytearray) -> Arrays:
+        """The arrays again; ``ArtifactError`` for bytes that ``encode`` did not make, within bounded memory.
+
+        The arrays can be written to. A ``bytearray`` is given away: they may be views into it.
+        """
         ...

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tauten.artifact.read import read_artifact
 from tauten.core.tensor import Arrays
 from tauten.errors import TautenError
 from tauten.run.engines import load
@@ -46,8 +47,6 @@ def main(folder: Path) -> None:
 
 
 def _open(path: Path, threads: int) -> tuple[Engine, int]:
-    from tauten.artifact.read import read_artifact
-
     artifact = read_artifact(path)
     engine = load(artifact, threads=threads)
     return engine, artifact.manifest.target.batch if has_dynamic_batch(engine.inputs) else 1
