@@ -162,6 +162,12 @@ def test_an_operation_without_a_rule_is_named() -> None:
     assert refusal(Cumulative) == "aten.cumprod at the top of the model: has no pruning rule"
 
 
+def _through_view(x: torch.Tensor) -> torch.Tensor:
+    """Overwrites ``x`` by another name, then reads it by its own."""
+    x.flatten(2).exp_()
+    return x.sum(1, keepdim=True)
+
+
 @pytest.mark.parametrize(
     ("between", "words"),
     [
@@ -172,6 +178,9 @@ def test_an_operation_without_a_rule_is_named() -> None:
         (lambda x: x * torch.sigmoid(x).sum(1, keepdim=True), "aten.sum"),
         (lambda x: functional.pad(x, (0, 0, 0, 0, 1, -1)), "aten.pad"),
         (lambda x: torch.cat(x.split([3, 5], 1), 1), "aten.split"),
+        (lambda x: torch.cat([x, torch.sigmoid(x)], 1).sum(1, keepdim=True) * x, "aten.sum"),
+        (lambda x: functional.linear(x, torch.eye(8), torch.ones(8)).sum(1, keepdim=True) * x, "aten.sum"),
+        (lambda x: _through_view(x) * x, "changes a tensor in place"),
         (lambda x: x.flip(1), "aten.flip"),
         (lambda x: torch.stack(x.unbind(1), 1), "aten.unbind"),
         (lambda x: torch.sort(x, 1).values, "aten.sort"),
@@ -191,6 +200,18 @@ def test_what_mixes_channels_is_refused(between: object, words: str) -> None:
             return between(x)  # type: ignore[operator]
 
     assert re.search(words, refusal(Mixing))
+
+
+def test_a_consumer_whose_weight_is_computed_is_refused() -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.conv2d(torch.sigmoid(self.one(x)), torch.sigmoid(self.two.weight))
+
+    assert "sums over channels that are not zero" in nets.of(Positive()).refused_layers()["one"]
 
 
 def test_a_sum_over_channels_that_are_zero_may_go_on() -> None:
