@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 LANGUAGES = ("python", "bash", "console")
 PORT = "8000"
 _FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>.+?) -->\n+)?"
+    r"(?:^<!-- (?P<mark>[^\n]+?) -->\n+)?"
     r"^(?P<indent> *)```(?P<language>\w+)(?P<options>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )

@@ -22,6 +22,7 @@ LOW["make.model"] = {*LOW["make.graph"], "make.datasets"}
 LOW["make.passes"] = {*LOW["make.model"], "make.model"}
 LOW["make.lower"] = {*LOW["make.passes"], "make.passes"}
 LOW["make.search"] = {*LOW["make.lower"], "make.lower", "report"}
+LOW["make.calls"] = {*LOW["make.search"], "make.search"}
 """What each room may import, itself aside. Rooms that are not here (cli, testing, …) may import any."""
 
 BACKENDS = {
