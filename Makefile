@@ -48,6 +48,7 @@ format: $(VENV)/installed
 
 # make docs    the site, into site/
 docs: $(VENV)/installed
+	$(BIN)/python -m bench.tables --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # make bench   the comparisons there are, and how each is run
