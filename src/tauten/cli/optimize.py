@@ -92,7 +92,8 @@ def _run(
         except KeyboardInterrupt:
             console.print(
                 f"Interrupted. {progress.finished} finished candidates are kept in {folder}: "
-                "the same command goes on from there."
+                "the same command goes on from there.",
+                soft_wrap=True,
             )
             raise
     emit(result.to_json(), as_json, lambda page: show_result(page, result, str(folder)))

@@ -69,10 +69,10 @@ class LiveProgress:
         if size and quality and entry.drop_points:
             points = -entry.drop_points.value
             text += f": {quality.value:.2f} {quality.unit} ({points:+.2f} points), {size.value:,.0f} bytes"
-        self._console.print(text + ("  [dim](from an earlier run)[/]" if reused else ""))
+        self._console.print(text + ("  [dim](from an earlier run)[/]" if reused else ""), soft_wrap=True)
 
     def refused(self, name: str, reason: str) -> None:
-        self._console.print(Text.assemble(("  " + name, "yellow"), f": not made: {reason}"))
+        self._console.print(Text.assemble(("  " + name, "yellow"), f": not made: {reason}"), soft_wrap=True)
 
     def _time_left(self, now: float) -> float | None:
         if not self._spent or not self._left:

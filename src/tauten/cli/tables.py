@@ -29,10 +29,13 @@ def show_result(console: Console, result: Result, out: str) -> None:
     """The before/after table, or the nearest candidates where nothing holds the budget."""
     best = result.best
     if best is None:
-        console.print(f"[bold red]The budget is not met.[/] {escape(result.explanation)}")
+        console.print(f"[bold red]The budget is not met.[/] {escape(result.explanation)}", soft_wrap=True)
         near = [entry for entry in result.candidates if entry.name in result.nearest]
         console.print(_candidates(near or result.candidates, "Nearest candidates"))
-        console.print(f"Every candidate is kept in {escape(out)}/candidates; the report is {escape(out)}/report.html")
+        console.print(
+            f"Every candidate is kept in {escape(out)}/candidates; the report is {escape(out)}/report.html",
+            soft_wrap=True,
+        )
         return
     console.print(_before_after(result, best))
     if result.test:
@@ -41,8 +44,8 @@ def show_result(console: Console, result: Result, out: str) -> None:
             f"On the test set, looked at once: {number(test.baseline)} before, {number(test.best)} after "
             f"({-test.drop_points.value:+.2f} points, {-test.drop_points.high:+.2f} to {-test.drop_points.low:+.2f})"
         )
-    console.print(f"[bold green]The budget is met.[/] {escape(result.explanation)}")
-    console.print(f"Artifact: {escape(out)}/best   Report: {escape(out)}/report.html")
+    console.print(f"[bold green]The budget is met.[/] {escape(result.explanation)}", soft_wrap=True)
+    console.print(f"Artifact: {escape(out)}/best   Report: {escape(out)}/report.html", soft_wrap=True)
 
 
 def number(measure: Measure) -> str:

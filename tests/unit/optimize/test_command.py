@@ -1,0 +1,128 @@
+"""``tauten optimize`` as a user meets it: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TASK = f"{HERE / 'task.py'}:task"
+
+
+def tauten(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "tauten.cli.main", *map(str, arguments)]
+
+
+@pytest.fixture
+def recipes(tmp_path: Path) -> Path:
+    """Two recipes, each a second or two of work."""
+    path = tmp_path / "recipes.json"
+    int8, cut = {"pass": "quantize.post_training"}, {"pass": "prune.structured", "ratio": 0.5}
+    path.write_text(json.dumps([{"name": "int8", "passes": [int8]}, {"name": "cut", "passes": [cut, int8]}]))
+    return path
+
+
+def test_a_run_that_was_killed_goes_on_and_repeats_no_finished_candidate(tmp_path: Path, recipes: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("optimize", TASK, "--level", recipes, "--out", out, "--max-drop", "60")
+    first = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    finished = out / "candidates" / "int8" / "manifest.json"
+    wait_for(lambda: finished.is_file() and "drop_points" in finished.read_text(), first)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (out / "result.json").exists()
+    kept = [out / "candidates" / name / "weights.safetensors" for name in ("baseline", "engine_baseline", "int8")]
+    before = [path.stat().st_mtime_ns for path in kept]
+    done = tauten(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert "int8" in done.stderr
+    assert "from an earlier run" in done.stderr
+    assert json.loads(done.stdout)["met"] is True
+    assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_finished_and_says_so(sent: signal.Signals, tmp_path: Path, recipes: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("optimize", TASK, "--level", recipes, "--out", out), stderr=subprocess.PIPE, text=True
+    )
+    finished = out / "candidates" / "int8" / "manifest.json"
+    wait_for(lambda: finished.is_file() and "drop_points" in finished.read_text(), process)
+    process.send_signal(sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert finished.is_file()
+
+
+def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path: Path, recipes: Path) -> None:
+    out = tmp_path / "out"
+    done = tauten("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB")
+    assert done.returncode == 3, done.stderr
+    assert "The budget is not met" in done.stdout
+    assert "int8" in done.stdout
+    assert "cut" in done.stdout
+    assert not (out / "best").exists()
+    again = tauten("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB", "--json")
+    assert again.returncode == 3
+    assert json.loads(again.stdout)["met"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["no-such-file.py:task"], 2, "no-such-file.py"),
+        ([TASK, "--target", "toaster"], 2, "no target named 'toaster'"),
+        ([TASK, "--max-bytes", "many"], 2, "expected a size such as 50KB"),
+        ([TASK, "--max-drop", "-1"], 2, "greater than or equal to 0"),
+        ([TASK, "--level", "extreme"], 2, "use one of low, medium, high"),
+        ([f"{HERE / 'task.py'}:nothing"], 2, "nothing"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str], code: int, said: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = tauten("optimize", *arguments, "--out", out)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_an_error_is_one_json_document_too() -> None:
+    done = tauten("optimize", "no-such-file.py:task", "--json")
+    error: dict[str, Any] = json.loads(done.stdout)["error"]
+    assert error["exit_code"] == done.returncode == 2
+
+
+def test_a_dry_run_prints_recipes_that_can_be_given_back(tmp_path: Path) -> None:
+    printed = tauten("optimize", TASK, "--level", "medium", "--dry-run", "--json")
+    path = tmp_path / "recipes.json"
+    path.write_text(printed.stdout)
+    again = tauten("optimize", TASK, "--level", path, "--dry-run", "--json")
+    assert json.loads(again.stdout) == json.loads(printed.stdout)
+    for_people = tauten("optimize", TASK, "--level", "medium", "--dry-run")
+    assert "prune.structured" in for_people.stdout
+
+
+def wait_for(condition: Any, process: subprocess.Popen[Any]) -> None:
+    until = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, "the run ended before what was waited for"
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
