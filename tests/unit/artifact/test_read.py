@@ -182,6 +182,13 @@ def test_checksums_of_another_form_are_refused(tiny: Path, line: str) -> None:
         read_artifact(tiny)
 
 
+@pytest.mark.parametrize("tail", ["x", "\r", "0" * 64 + "  more"])
+def test_checksums_that_end_in_the_middle_of_a_line_are_refused(tiny: Path, tail: str) -> None:
+    (tiny / CHECKSUMS).write_bytes((tiny / CHECKSUMS).read_bytes() + tail.encode())
+    with pytest.raises(ArtifactError, match="middle of a line"):
+        read_artifact(tiny)
+
+
 def test_a_file_named_twice_is_refused(tiny: Path) -> None:
     text = (tiny / CHECKSUMS).read_text()
     (tiny / CHECKSUMS).write_text(text + text.splitlines(keepends=True)[0])

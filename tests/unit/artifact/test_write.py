@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +171,33 @@ def test_linux_exchanges_in_one_step(tmp_path: Path) -> None:
     assert _replace._exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "from b").exists()
     assert (tmp_path / "b" / "from a").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a moment in which the folder is not there")
+def test_between_any_two_steps_there_is_a_whole_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny"
+    tiny_artifact(path, graph=b"old")
+    seen: list[bytes] = []
+
+    def watched(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            done = step(*arguments, **options)
+            seen.append(read_artifact(path).graph())
+            return done
+
+        return run
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "mkdir"),
+        (_replace, "_exchange"),
+        (_replace, "sync"),
+        (shutil, "rmtree"),
+    ):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    tiny_artifact(path, graph=b"new")
+    assert seen == sorted(seen, reverse=True), "from the old to the new, never back"
+    assert set(seen) == {b"old", b"new"}
 
 
 def test_what_a_killed_writer_left_is_removed_once_it_is_old(tmp_path: Path) -> None:

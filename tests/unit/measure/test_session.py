@@ -146,6 +146,7 @@ def test_ctrl_c_ends_the_measuring_process_too(artifact_of: Make, tmp_path: Path
             if pid.exists() and pid.read_text():
                 break
             time.sleep(0.05)
+        assert os.getpgid(int(pid.read_text())) != os.getpgrp(), "a terminal's Ctrl-C would reach it first"
         parent.send_signal(signal.SIGINT)
         assert parent.wait(30) == 130
     assert gone(int(pid.read_text()))
