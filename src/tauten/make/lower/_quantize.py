@@ -18,7 +18,6 @@ import onnx
 from onnx import ModelProto
 from onnxruntime.quantization import (
     CalibrationDataReader,
-    CalibrationMethod,
     QuantFormat,
     QuantType,
     quantize_dynamic,
@@ -30,6 +29,7 @@ from tauten.errors import LoweringError
 from tauten.make.lower._compare import open_session, run_session
 from tauten.make.lower._embedding import quantize_embeddings
 from tauten.make.lower._int8 import computed_products, float_matrix_outputs, keep_names, report
+from tauten.make.lower._ranges import find_ranges
 from tauten.make.lower._samples import count, rows
 from tauten.make.model.model import Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
@@ -52,13 +52,7 @@ kernel has one scale for all channels and is slower than the float one."""
 
 _BATCH: Final = 32  # calibration samples a call: enough for speed, few enough for memory
 _MEASURED: Final = 64  # samples that the signal-to-noise ratio is taken on
-_PERCENTILE: Final = 99.999
 _QUIETEST: Final = 200.0  # dB; stands for outputs that are the same to the bit
-_METHODS: Final = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
 _NORMALIZES: Final = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
 _TYPES: Final = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
@@ -112,17 +106,10 @@ def saturating_products() -> tuple[bool, str]:
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Hands out calibration batches, all of them or a range at a time."""
+    """Hands out calibration batches, one by one."""
 
     def __init__(self, batches: list[Arrays]) -> None:
-        self._batches = batches
-        self.set_range(0, len(batches))
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def set_range(self, start_index: int, end_index: int) -> None:
-        self._left = iter(self._batches[start_index:end_index])
+        self._left = iter(batches)
 
     def get_next(self) -> Arrays | None:
         return next(self._left, None)
@@ -132,19 +119,21 @@ def _static(graph: ModelProto, path: Path, plan: QuantizationPlan, batches: list
     options: dict[str, Any] = {
         "ActivationSymmetric": False,
         "WeightSymmetric": True,
-        "CalibTensorRangeSymmetric": False,
-        "CalibPercentile": _PERCENTILE,
     }
-    if plan.calibration != "minmax":
-        # One batch a histogram: the collector stacks batches, which may differ in size.
-        options["CalibStridedMinMax"] = 1
     kinds, excluded = list(STATIC), []
     if any(node.op_type in _NORMALIZES for node in graph.graph.node):
         kinds = list(PRODUCTS)
         options["OpTypesToExcludeOutputQuantization"] = kinds
         excluded = computed_products(graph.graph)
+    prepared = _prepared(graph)
+    if plan.calibration != "minmax":
+        # The runtime's own histograms grow with each value that lies far out, until they fill the memory.
+        ranges = find_ranges(prepared, kinds, batches, plan.calibration)
+        options["TensorQuantOverrides"] = {
+            name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
+        }
     quantize_static(
-        _prepared(graph),
+        prepared,
         path,
         _Reader(batches),
         quant_format=QuantFormat.QDQ,
@@ -154,7 +143,6 @@ def _static(graph: ModelProto, path: Path, plan: QuantizationPlan, batches: list
         reduce_range=saturates,
         activation_type=_TYPES[plan.activations],
         weight_type=_TYPES[plan.weights],
-        calibrate_method=_METHODS[plan.calibration],
         extra_options=options,
     )
 

@@ -1,0 +1,104 @@
+"""Ranges of activations that leave out what lies far from the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import ModelProto, TensorProto, ValueInfoProto
+
+from tauten.core.tensor import Arrays
+from tauten.make.lower._compare import open_session, run_session
+
+_BINS: Final = 2048
+_LEVELS: Final = 256
+_TAIL: Final = 1e-5  # the share of values that a percentile range leaves out at each end
+_SHARES: Final = np.linspace(1.0, 0.125, 71)  # of the largest magnitude, tried by the entropy method
+_FEWEST: Final = 8  # values a bin; with fewer, chance tells the histograms apart and everything would be cut
+
+Range = tuple[float, float]
+Counts = npt.NDArray[np.float64]
+
+
+def find_ranges(
+    graph: ModelProto, kinds: Sequence[str], batches: Sequence[Arrays], method: Literal["percentile", "entropy"]
+) -> dict[str, Range]:
+    """The range of each float value that an operation of ``kinds`` reads or makes.
+
+    Two walks over ``batches``, one for the extremes and one for histograms between them: memory does not grow with the
+    data, and a value far out costs resolution but no time. A range always holds 0, which padding needs.
+    """
+    names = _values(graph, kinds)
+    opened = ModelProto()
+    opened.CopyFrom(graph)
+    present = {value.name for value in graph.graph.output}
+    opened.graph.output.extend(ValueInfoProto(name=name) for name in names if name not in present)
+    session = open_session(opened, optimize=False)
+    ends: dict[str, Range] = dict.fromkeys(names, (0.0, 0.0))
+    for batch in batches:
+        for name, array in run_session(session, names, batch).items():
+            low, high = ends[name]
+            finite = array[np.isfinite(array)]
+            if finite.size:
+                ends[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    counts = {name: np.zeros(_BINS) for name in names}
+    for batch in batches:
+        for name, array in run_session(session, names, batch).items():
+            if ends[name][0] < ends[name][1]:
+                # Zeros, of which a ReLU makes many, are exact in any range and would outweigh all else.
+                counts[name] += np.histogram(array[array != 0], bins=_BINS, range=ends[name])[0]
+    choose = percentile if method == "percentile" else least_divergence
+    return {name: choose(counts[name], ends[name]) for name in names if counts[name].any()}
+
+
+def percentile(counts: Counts, ends: Range, tail: float = _TAIL) -> Range:
+    """Where all but ``tail`` of the values at each end lie."""
+    edges = np.linspace(*ends, len(counts) + 1)
+    below = np.cumsum(counts) / counts.sum()
+    first = int(np.searchsorted(below, tail, side="right"))
+    last = int(np.searchsorted(below, 1 - tail, side="left"))
+    return min(float(edges[first]), 0.0), max(float(edges[min(last, len(counts) - 1) + 1]), 0.0)
+
+
+def least_divergence(counts: Counts, ends: Range) -> Range:
+    """The bound on magnitudes at which 8-bit rounding changes the histogram least (Kullback-Leibler divergence).
+
+    Source: Migacz, 2017; here on the values rather than their magnitudes, so that a range may lie aside of 0, and with
+    bins joined where there are few values.
+    """
+    while counts.sum() < _FEWEST * len(counts) and len(counts) > _LEVELS:
+        counts = counts.reshape(-1, 2).sum(axis=1)
+    largest = max(-ends[0], ends[1])
+    best = largest * float(min(_SHARES, key=lambda share: _divergence(counts, ends, largest * float(share))))
+    return max(ends[0], -best), min(ends[1], best)
+
+
+def _divergence(counts: Counts, ends: Range, bound: float) -> float:
+    centres = np.linspace(*ends, 2 * len(counts) + 1)[1::2]
+    inside = np.flatnonzero(np.abs(centres) <= bound)
+    first, last = int(inside[0]), int(inside[-1]) + 1
+    kept = counts[first:last]
+    clipped = kept.copy()
+    clipped[0] += counts[:first].sum()
+    clipped[-1] += counts[last:].sum()
+    level = np.arange(len(kept)) * _LEVELS // len(kept)
+    filled = kept > 0
+    # Each level's values are spread evenly over the bins of it that held any.
+    total = np.bincount(level, kept, minlength=_LEVELS)
+    holders = np.bincount(level, filled, minlength=_LEVELS)
+    spread = np.where(filled, (total / np.maximum(holders, 1))[level], 0)
+    # A little everywhere, so that values which were clipped onto an empty bin count, and count finitely.
+    p, q = (1e-6 / len(kept) + array / array.sum() for array in (clipped, spread))
+    return float((p * np.log(p / q)).sum())
+
+
+def _values(graph: ModelProto, kinds: Sequence[str]) -> list[str]:
+    known = onnx.shape_inference.infer_shapes(graph).graph
+    values = (*known.input, *known.value_info, *known.output)
+    floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    nodes = [node for node in graph.graph.node if node.op_type in kinds]
+    names = {name for node in nodes for name in (*node.input, *node.output)}
+    return sorted(names & floats - {tensor.name for tensor in graph.graph.initializer})
