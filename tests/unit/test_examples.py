@@ -170,7 +170,9 @@ def test_minilm_knows_what_sentences_mean_and_exports_with_open_dimensions() -> 
 
     # Padding changes nothing.
     alone = {name: array[:1, : encoded[0].attention_mask.count(1)] for name, array in inputs.items()}
-    assert np.allclose(forward(model.module, model.inputs, model.outputs, alone)["sentence_embedding"][0], found[0], atol=1e-5)
+    assert np.allclose(
+        forward(model.module, model.inputs, model.outputs, alone)["sentence_embedding"][0], found[0], atol=1e-5
+    )
 
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=1, max=512)
     example = tuple(torch.from_numpy(inputs[spec.name]) for spec in model.inputs)
