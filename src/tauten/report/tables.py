@@ -85,7 +85,7 @@ def _how(measures: list[Measure | None]) -> str:
 
 
 def _change(run: Run, which: str, name: str) -> tuple[str, str, bool | None]:
-    """What changed against a baseline: text, interval, and whether it is better."""
+    """What changed against a baseline: text, interval, and whether it is better (``None``: within the noise)."""
     if name == "quality":
         drop = run.shown.measure("drop_points") if run.shown and which == "baseline" else None
         return (words.lost(drop.value), words.interval(drop), None) if drop else ("", "", None)
@@ -93,10 +93,10 @@ def _change(run: Run, which: str, name: str) -> tuple[str, str, bool | None]:
     ratio = run.ratio(name, which)
     if ratio is None:
         return "", "", None
-    between = ""
-    if given and given.get("ratio_low") != given.get("ratio_high"):
-        between = f"{words.times(float(given['ratio_low']))} to {words.times(float(given['ratio_high']))}"
-    return f"{words.times(ratio)}×", between, ratio >= 1
+    low, high = (float(given["ratio_low"]), float(given["ratio_high"])) if given else (ratio, ratio)
+    between = f"{words.times(low)} to {words.times(high)}" if low != high else ""
+    # An interval that holds 1 tells of no change: neither better nor worse.
+    return f"{words.times(ratio)}×", between, None if low <= 1 <= high else ratio > 1
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ def amount(value: float, unit: str) -> str:
     """
     if unit == "bytes":
         return size(value)
+    if unit == "1/s":
+        return f"{number(value)}/s"
     if unit in ("%", "points"):
         return f"{value:,.2f} {unit}"
     return f"{number(value)} {unit}".strip()
@@ -76,7 +78,9 @@ def interval(measure: Measure | None) -> str:
 
 
 def _bare(value: float, unit: str) -> str:
-    return size(value) if unit == "bytes" else amount(value, unit).removesuffix(unit).strip()
+    if unit == "bytes":
+        return size(value)
+    return number(value) if unit == "1/s" else amount(value, unit).removesuffix(unit).strip()
 
 
 def times(ratio: float) -> str:
@@ -129,7 +133,7 @@ def value(thing: Any) -> str:
     if isinstance(thing, int):
         return f"{thing:,}"
     if isinstance(thing, Mapping):
-        return ", ".join(f"{key}: {value(item)}" for key, item in thing.items()) or "none"
+        return "; ".join(f"{label(str(key))}: {value(item)}" for key, item in thing.items()) or "none"
     if isinstance(thing, list | tuple):
         return ", ".join(value(item) for item in thing) or "none"
     return "none" if thing is None else str(thing)
@@ -143,9 +147,11 @@ def label(key: str) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
-    >>> duration(0.42), duration(55.1), duration(3725)
-    ('0.42 s', '55 s', '1 h 2 min')
+    >>> duration(0.00006), duration(0.42), duration(55.1), duration(3725)
+    ('under 0.01 s', '0.42 s', '55 s', '1 h 2 min')
     """
+    if seconds < 0.01:
+        return "under 0.01 s"
     if seconds < 10:
         return f"{number(seconds, 2)} s"
     if seconds < 100:

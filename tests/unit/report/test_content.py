@@ -63,6 +63,19 @@ def test_rows_compare_what_was_measured_and_leave_out_what_was_not() -> None:
     assert [row.title for row in tables.comparisons(Run(sample.bare()))] == ["Quality", "Size on disk"]
 
 
+def test_a_ratio_whose_interval_holds_one_is_neither_better_nor_worse() -> None:
+    result = sample.sample()
+    result["improvements"]["baseline"] = {
+        "latency_p50_ms": sample.improvement(1.1, 0.9, 1.3, -0.1, "ms", ""),
+        "latency_p95_ms": sample.improvement(0.5, 0.4, 0.6, 0.1, "ms", ""),
+        "latency_p99_ms": sample.improvement(2.0, 1.9, 2.1, -0.1, "ms", ""),
+    }
+    rows = {row.title: row.changes[0][2] for row in tables.comparisons(Run(result))}
+    assert rows["Latency, median (p50)"] is None
+    assert rows["Latency, p95"] is False
+    assert rows["Latency, p99"] is True
+
+
 def test_the_shares_of_a_layer_are_of_the_largest() -> None:
     rows = {layer.name: layer for layer in tables.layers(Run(sample.sample()))}
     assert rows["conv3"].before_share == 1
