@@ -332,6 +332,15 @@ def test_a_long_answer_is_not_an_idle_connection(serve: Serve) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 200 OK")
 
 
+def test_a_client_that_reads_late_is_not_idle(serve: Serve) -> None:
+    count = 400
+    with serve(Double(), limits={"idle_s": 0.1}) as server, wire(server.port) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sendall(b"GET /metrics HTTP/1.1\r\n\r\n" * count)
+        time.sleep(1.2)  # two looks at the deadlines
+        assert [reply.status for reply in read_replies(connection, count)] == [200] * count
+
+
 def test_a_client_that_does_not_read_is_cut(serve: Serve) -> None:
     with serve(Double(), limits={"send_s": 0.2}) as server, wire(server.port) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -38,7 +38,7 @@ class _Refused(Exception):
 class HttpConnection(asyncio.Protocol):
     """One client.
 
-    ``deadlines`` are looked at by ``Connections`` about once a second, so that a request costs no timer.
+    The two deadlines are looked at by ``Connections`` now and then, so that a request costs no timer.
     """
 
     def __init__(self, handler: Handler, limits: Limits, connections: Connections) -> None:
@@ -90,7 +90,10 @@ class HttpConnection(asyncio.Protocol):
         """The client will send no more; it may still read what it asked for."""
         self._deaf = self._last = True
         self._receiving = False
-        return self._task is not None or bool(self._waiting)
+        if self._lingering or not (self._task or self._waiting):
+            return False
+        self.read_deadline = math.inf
+        return True
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -269,16 +272,18 @@ class HttpConnection(asyncio.Protocol):
             self.read_deadline = self._loop.time() + self._limits.idle_s
 
     def _read_or_pause(self) -> None:
+        if self._waiting:
+            self.read_deadline = math.inf  # the client cannot be late with what is not read
         wanted = not self._waiting
-        if wanted != self._reading and not self._transport.is_closing():
-            self._reading = wanted
-            if wanted:
-                self._transport.resume_reading()
-                if self._receiving:
-                    self.read_deadline = self._loop.time() + self._limits.receive_s
-            else:
-                self._transport.pause_reading()
-                self.read_deadline = math.inf
+        if wanted == self._reading or self._transport.is_closing():
+            return
+        self._reading = wanted
+        if not wanted:
+            self._transport.pause_reading()
+            return
+        self._transport.resume_reading()
+        if self._receiving:
+            self.read_deadline = self._loop.time() + self._limits.receive_s
 
     def _close_when_idle(self) -> None:
         busy = self._task is not None or self._waiting or self._receiving or self._lingering
