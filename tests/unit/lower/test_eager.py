@@ -133,6 +133,14 @@ def test_a_quantization_plan_is_refused() -> None:
         lower(tiny.cnn_task(), Dynamic(), engine="eager")
 
 
+def test_says_where_a_fused_kernel_was_taken_apart() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+    specs = (TensorSpec(name="x", shape=("batch", 5, 4)),)
+    lowered = lower(Task(model=layer, inputs=specs, calibrate=[np.ones((4, 5, 4), np.float32)]), engine="eager")
+    assert "fused" in lowered.notes["not_fused"]["self_attn"]
+
+
 def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     real = eager._Writer.write
 
