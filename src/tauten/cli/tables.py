@@ -30,7 +30,8 @@ def show_result(console: Console, result: Result, out: str) -> None:
     best = result.best
     if best is None:
         console.print(f"[bold red]The budget is not met.[/] {escape(result.explanation)}", soft_wrap=True)
-        near = [entry for entry in result.candidates if entry.name in result.nearest]
+        by_name = {entry.name: entry for entry in result.candidates}
+        near = [by_name[name] for name in result.nearest]
         console.print(_candidates(near or result.candidates, "Nearest candidates"))
         console.print(
             f"Every candidate is kept in {escape(out)}/candidates; the report is {escape(out)}/report.html",

@@ -58,7 +58,7 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     if level == "low":
         return
     epochs = {"medium": 10, "high": 30}[level]
-    ratios = {"medium": (0.5, 0.7), "high": (0.3, 0.5, 0.6, 0.7, 0.8)}[level]
+    ratios = {"medium": (0.5, 0.7, 0.85), "high": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)}[level]
     recover = _step("distill.recover", epochs=epochs)
     for ratio in ratios:
         cut = _step("prune.structured", ratio=ratio)
