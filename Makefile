@@ -49,7 +49,7 @@ format: $(VENV)/installed
 # make docs    the site, into site/
 docs: $(VENV)/installed
 	$(BIN)/python -m bench.tables --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # make bench   the comparisons there are, and how each is run
 bench: $(VENV)/installed
