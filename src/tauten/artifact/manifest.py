@@ -29,8 +29,8 @@ class Manifest(Value):
 
     ``files`` gives each file's bytes; ``graph`` and ``weights`` name two of them. ``weights_bytes`` is the size of the
     decoded arrays, which bounds what a reader allocates. ``recipe`` is the JSON of the recipe that made it,
-    ``key`` identifies task, recipe, target and seed together, ``engine_options`` are what the engine is told
-    (threads, spinning, …), and ``environment`` names the versions and the machine that it was made with.
+    ``key`` identifies task, recipe, target and seed together, and ``environment`` names the versions and the machine
+    that it was made with.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -56,7 +56,6 @@ class Manifest(Value):
     history: tuple[Record, ...] = ()
     measures: dict[str, Measure] = {}
     layers: dict[str, str] = {}
-    engine_options: JsonObject = {}
     environment: dict[str, str] = {}
 
     @field_validator("files")

@@ -70,6 +70,7 @@ def command(
 def _optimize(task_file: Path, budget: Budget, out: Path, seed: int) -> Result:
     from tauten.cli.progress import LiveProgress
     from tauten.cli.task import load_task
+    from tauten.make.search.evaluator import Sampling
     from tauten.make.search.optimize import optimize
 
     with LiveProgress(console) as progress:
@@ -79,6 +80,7 @@ def _optimize(task_file: Path, budget: Budget, out: Path, seed: int) -> Result:
             level="medium",
             out=out,
             seed=seed,
+            sampling=Sampling(seconds=0.5),
             observer=progress,
             origin=task_file.read_text("utf-8"),
         )

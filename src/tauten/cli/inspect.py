@@ -95,11 +95,10 @@ def _summary(artifact: Artifact) -> RenderableType:
     manifest = artifact.manifest
     target = manifest.target
     files = ", ".join(f"{name} {size:,} B" for name, size in _files(artifact).items())
-    options = ", ".join(f"{name}={value}" for name, value in manifest.engine_options.items()) or "none"
     lines = {
         "name": manifest.name,
         "made": f"{manifest.created}, by Tauten {manifest.tauten}",
-        "engine": f"{manifest.engine}, options: {options}",
+        "engine": manifest.engine,
         "target": f"{target.name}: {target.device}, threads {target.threads}, batch at most {target.batch}",
         "size": f"{artifact.size_bytes:,} B: {files}",
         "recipe": _recipe(manifest.recipe),

@@ -45,6 +45,8 @@ def show_result(console: Console, result: Result, out: str) -> None:
             f"On the test set, looked at once: {number(test.baseline)} before, {number(test.best)} after "
             f"({-test.drop_points.value:+.2f} points, {-test.drop_points.high:+.2f} to {-test.drop_points.low:+.2f})"
         )
+    for caveat in result.caveats:
+        console.print(f"[yellow]Note:[/] {escape(caveat)}", soft_wrap=True)
     console.print(f"[bold green]The budget is met.[/] {escape(result.explanation)}", soft_wrap=True)
     console.print(f"Artifact: {escape(out)}/best   Report: {escape(out)}/report.html", soft_wrap=True)
 

@@ -26,9 +26,7 @@ RECIPE = {"name": "half", "passes": [{"pass": "prune.structured", "ratio": 0.5}]
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     weights = {"conv.weight": np.array([[0, 1], [0, 2]], np.float32), "head.weight": np.ones((2, 2), np.float32)}
-    made = tiny_artifact(
-        tmp_path / "tiny", weights=weights, history=(RECORD,), recipe=RECIPE, engine_options={"spinning": False}
-    )
+    made = tiny_artifact(tmp_path / "tiny", weights=weights, history=(RECORD,), recipe=RECIPE)
     return write_measures(made, {"latency_p50_ms": LATENCY, "throughput_per_s.8": LATENCY}).path
 
 
@@ -50,7 +48,6 @@ def test_json_tells_everything(artifact: Path) -> None:
     assert found["recipe"] == RECIPE
     assert found["history"][0]["parameters"] == {"ratio": 0.5}
     assert found["inputs"][0]["shape"] == ["batch", 4]
-    assert found["engine_options"] == {"spinning": False}
     assert [(layer["name"], layer["zeros"], layer["bytes"]) for layer in found["layers"]] == [
         ("conv", 0.5, 16),
         ("head", 0.0, 16),

@@ -7,17 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from tauten.artifact.read import Artifact
+from tauten.artifact.write import write_artifact
+from tauten.codecs.plain import PLAIN
+from tauten.core.target import Target
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines import load
 from tauten.run.engines._onnx_wire import MARKER, survey
 from tauten.testing.artifacts import tiny_artifact
+from tauten.testing.engines import artifact_for
 
 WEIGHT = np.arange(64, dtype=np.float32).reshape(4, 16)
 
@@ -280,3 +285,14 @@ def test_describes_threads_and_operations(tmp_path: Path) -> None:
     assert described["threads"] == 2
     assert described["spinning"] is False
     assert described["operations"] == {"int8": {}, "other": {"MatMul": 1}, "int8_share_of_products": 0.0}
+
+
+def test_a_target_on_cuda_never_runs_on_the_processor_without_a_word(tmp_path: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    made = artifact_for("onnx", tmp_path / "cpu")
+    target = Target(name="gpu", device="cuda")
+    files = {made.manifest.graph: made.graph(), made.manifest.weights: PLAIN.encode(made.weights())}
+    moved = write_artifact(tmp_path / "gpu", made.manifest.model_copy(update={"target": target}), files)
+    with pytest.raises(EngineError, match="asks for CUDAExecutionProvider"):
+        load(moved)

@@ -184,3 +184,28 @@ def test_progress_is_told() -> None:
     told: list[str] = []
     lowering.lower(model, TARGET, replace(context, progress=lambda what, _: told.append(what)))
     assert told == ["export", "compare"]
+
+
+class _Unlucky(nn.Module):
+    """Operations inside get the names that the user gives to inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4)
+        self.two = nn.Linear(4, 4)
+
+    def forward(self, relu: torch.Tensor) -> dict[str, torch.Tensor]:
+        first = torch.relu(self.one(relu))
+        second = torch.relu(self.two(first))
+        return {"linear": second, "relu_1": first, "linear_1": second + first}
+
+
+def test_names_that_operations_have_too_stay_the_users(tmp_path: Path) -> None:
+    inputs = [np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)]
+    task = Task(model=_Unlucky(), inputs=(TensorSpec(name="relu", shape=("batch", 4)),), calibrate=inputs)
+    model, _ = prepare(task)
+    expected = forward(model.module, model.inputs, model.outputs, {"relu": inputs[0]})
+    came = engine_of(lower(task), tmp_path)({"relu": inputs[0]})
+    assert list(came) == ["linear", "relu_1", "linear_1"]
+    for name, array in expected.items():
+        np.testing.assert_allclose(came[name], array, rtol=1e-4, atol=1e-6)

@@ -282,3 +282,10 @@ def test_read_only_and_reversed_arrays_train() -> None:
     labels.flags.writeable = False
     task = classify(train=[(points[:32], labels[:32]), (points[::-1][:32], labels[::-1][:32])])
     assert trainer(task, epochs=1)(seeded(), task.data("train")).samples == 64
+
+
+def test_steps_ask_a_small_data_set_for_more_epochs_and_a_large_one_for_none() -> None:
+    training = Training(epochs=3, steps=100)
+    assert training.epochs_of(batches=10) == 10
+    assert training.epochs_of(batches=33) == 4
+    assert training.epochs_of(batches=1000) == 3

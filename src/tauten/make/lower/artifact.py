@@ -57,7 +57,6 @@ def to_artifact(
         history=history,
         measures=dict(measures or {}),
         layers=dict(lowered.layers),
-        engine_options=dict(lowered.options),
         environment=environment(),
     )
     return write_artifact(path, manifest, files)

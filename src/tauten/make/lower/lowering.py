@@ -17,7 +17,7 @@ class Lowered:
     """A graph without its weights, and the weights by name.
 
     ``layers`` maps a weight's name to the module that owns it (``features.0``), where the two differ in spelling.
-    ``notes`` go into the history, ``options`` are told to the engine when it loads.
+    ``notes`` go into the history.
     """
 
     graph: bytes
@@ -27,7 +27,6 @@ class Lowered:
     outputs: tuple[TensorSpec, ...]
     layers: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Lowering(Protocol):

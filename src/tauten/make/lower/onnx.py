@@ -13,7 +13,7 @@ from tauten.core.tensor import TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.lower._compare import check_same
 from tauten.make.lower._export import Exported, export, quiet
-from tauten.make.lower._graph import clean, detach, owners, unwrap
+from tauten.make.lower._graph import clean, detach, owners, rename, unwrap
 from tauten.make.lower._quantize import quantize
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._samples import rows
@@ -23,6 +23,7 @@ from tauten.make.model.pass_ import Context
 
 __all__ = ["lower"]
 
+_BORDER: Final = "tauten_"  # while the exporter works, so that no operation inside has a name the user chose
 _GRAPH_NAME: Final = "graph.onnx"
 _COMPARED = 16  # samples of the calibration data that the graph is held against the module on
 
@@ -72,11 +73,21 @@ def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelPr
                 (),
                 dynamo=True,
                 verbose=False,
-                input_names=[spec.name for spec in inputs],
-                output_names=[spec.name for spec in exported.outputs],
+                input_names=[f"{_BORDER}in_{index}" for index in range(len(inputs))],
+                output_names=[f"{_BORDER}out_{index}" for index in range(len(exported.outputs))],
             )
     except Exception as fault:  # the exporter wraps faults of its own and of its rewriters in many classes
         raise LoweringError(f"torch.onnx.export: {type(fault).__name__}: {str(fault)[:2000]}") from fault
     if made is None or made.exported_program is None:
         raise LoweringError("torch.onnx.export made no graph")
-    return made.model_proto, made.exported_program
+    graph = made.model_proto
+    _name_borders(graph, [spec.name for spec in inputs], [spec.name for spec in exported.outputs])
+    return graph, made.exported_program
+
+
+def _name_borders(graph: ModelProto, inputs: list[str], outputs: list[str]) -> None:
+    """Give inputs and outputs the names the user knows; a value inside that has one of these makes way."""
+    borders = {f"{_BORDER}in_{index}": name for index, name in enumerate(inputs)}
+    borders |= {f"{_BORDER}out_{index}": name for index, name in enumerate(outputs)}
+    taken = set(borders.values())
+    rename(graph.graph, lambda name: borders.get(name, f"{_BORDER}{name}" if name in taken else name))

@@ -32,15 +32,21 @@ class Training(Value):
 
     ``learning_rate`` is the peak, ``warmup`` the share of all steps that rise to it, ``weight_decay`` holds for
     matrices and kernels alone, ``clip_norm`` bounds the norm of the gradient. ``keep_best`` keeps the weights of the
-    epoch with the smallest validation loss, the start among them, where there is validation data.
+    epoch with the smallest validation loss, the start among them, where there is validation data. ``steps`` asks for
+    more epochs where ``epochs`` of them have fewer steps than that: a small data set needs more walks.
     """
 
     epochs: Annotated[int, Field(ge=1)]
+    steps: Annotated[int, Field(ge=0)] = 0
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-2
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     keep_best: bool = True
+
+    def epochs_of(self, batches: int) -> int:
+        """How many epochs of ``batches`` steps to train for."""
+        return max(self.epochs, math.ceil(self.steps / batches))
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of ``step`` (from 0) of ``steps``."""
@@ -110,14 +116,15 @@ class Trainer:
         masks = {p: p != 0 for p in parameters if p.ndim >= 2} if keep_zeros else {}
         optimizer = self._optimizer(parameters)
         batches = _count(train)
+        epochs = self.training.epochs_of(batches)
         best = _Best(module, self.training.keep_best)
         losses: list[float] = []
         validation: list[float] = []
         samples = 0
         if validate is not None:
             validation.append(best.see(self._validate(module, validate)))
-        for epoch in range(self.training.epochs):
-            loss, seen = self._epoch(module, train, optimizer, masks, epoch, batches)
+        for epoch in range(epochs):
+            loss, seen = self._epoch(module, train, optimizer, masks, epoch, epochs, batches)
             losses.append(loss)
             samples += seen
             if validate is not None:
@@ -125,7 +132,7 @@ class Trainer:
         for parameter in parameters:
             parameter.grad = None
         module.eval()
-        best_epoch = best.restore() if validate is not None else self.training.epochs
+        best_epoch = best.restore() if validate is not None else epochs
         return Trained(best_epoch, tuple(losses), tuple(validation), samples)
 
     def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
@@ -144,9 +151,9 @@ class Trainer:
         optimizer: torch.optim.AdamW,
         masks: Mapping[nn.Parameter, torch.Tensor],
         epoch: int,
+        epochs: int,
         batches: int,
     ) -> tuple[float, int]:
-        epochs = self.training.epochs
         every = max(1, batches // _REPORTS_AN_EPOCH)
         module.train()
         total, samples = 0.0, 0

@@ -38,12 +38,12 @@ class CandidateBuilder:
             names = [step.name for step in recipe.passes if step.trains]
             raise RecipeError(f"{', '.join(names)} trains, but the task has no train data")
         quantizes = any(QUANTIZED in step.gives for step in recipe.passes)
-        if quantizes and "int8" not in self._target.precisions:
-            raise RecipeError(f"quantizes to int8, which target {self._target.name} does not have")
+        precision = "int8" if quantizes else "float32"
+        if precision not in self._target.precisions:
+            raise RecipeError(f"runs in {precision}, and target {self._target.name} has {self._target.precisions}")
 
     def make(self, recipe: Recipe, path: Path, key: str) -> Artifact:
         """Apply the passes, lower, and write the artifact to ``path``."""
-        self.check(recipe)
         model = self._apply(recipe)
         started = time.perf_counter()
         self._context.progress(f"lower to {recipe.lowering}", 0.0)

@@ -57,9 +57,9 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     yield Recipe("int8-dynamic", (dynamic,), lowering)
     if level == "low":
         return
-    epochs = {"medium": 10, "high": 30}[level]
+    epochs, steps = {"medium": (3, 500), "high": (15, 2500)}[level]
     ratios = {"medium": (0.5, 0.7, 0.85), "high": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)}[level]
-    recover = _step("distill.recover", epochs=epochs)
+    recover = _step("distill.recover", epochs=epochs, steps=steps)
     for ratio in ratios:
         cut = _step("prune.structured", ratio=ratio)
         name = f"structured-{ratio:g}"

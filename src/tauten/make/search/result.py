@@ -90,6 +90,7 @@ class Result(Value):
     refused: tuple[Refused, ...] = ()
     improvements: dict[str, dict[str, Improvement]] = {}
     test: OnTest | None = None
+    caveats: tuple[str, ...] = ()
     environment: dict[str, str]
     created: str
     seconds: Annotated[float, Field(ge=0)]

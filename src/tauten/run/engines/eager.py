@@ -70,8 +70,14 @@ class Eager(Engine):
     def load(cls, artifact: Artifact, *, threads: int) -> Self:
         """A module over the artifact.
 
-        Raises ``ArtifactError`` where the graph is malformed, calls what it must not, or does not fit the weights.
+        Raises ``ArtifactError`` where the graph is malformed, calls what it must not, or does not fit the weights,
+        ``EngineError`` where the target is no processor.
         """
+        if artifact.manifest.target.device != "cpu":
+            raise EngineError(
+                f"{artifact.path}: the eager engine runs on the CPU; target {artifact.manifest.target.name} asks for "
+                f"{artifact.manifest.target.device}"
+            )
         try:
             module = rebuild(
                 artifact.graph(), artifact.weights(), [spec.name for spec in artifact.manifest.inputs],

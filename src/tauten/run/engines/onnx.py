@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime, on the CPU or on a CUDA device, as the artifact's target says.
 
 The graph holds no weights: they are handed over as arrays, so that they may be stored by any codec and so that nothing
 in a graph can make the runtime open a file.
@@ -24,7 +24,7 @@ from tauten.run.engines.engine import Engine
 
 __all__ = ["Onnx"]
 
-_PROVIDER: Final = "CPUExecutionProvider"
+_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _QUIET: Final = 4  # faults come as exceptions; nothing is printed beside them
 _TYPES: Final = {"float": "float32", "double": "float64"}
 
@@ -76,7 +76,7 @@ class Onnx(Engine):
         return {
             "engine": "onnx",
             "version": onnxruntime.__version__,
-            "provider": _PROVIDER,
+            "provider": _PROVIDERS[self._artifact.manifest.target.device],
             "threads": self._threads,
             "spinning": False,
             "graph_optimization": "all",
@@ -102,6 +102,13 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def _session(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    provider = _PROVIDERS[artifact.manifest.target.device]
+    # Asked for a provider that it lacks, the runtime would fall back to the processor without a word.
+    if provider not in onnxruntime.get_available_providers():
+        raise EngineError(
+            f"{artifact.path}: its target {artifact.manifest.target.name} asks for {provider}; this ONNX Runtime has "
+            f"{onnxruntime.get_available_providers()}: install onnxruntime-gpu, or choose a target on the CPU"
+        )
     graph, weights = artifact.graph(), artifact.weights()
     _check_weights(artifact, graph, weights)
     onnxruntime.disable_telemetry_events()
@@ -109,9 +116,12 @@ def _session(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxrun
     try:
         if values:
             options.add_external_initializers(list(weights), values)
-        return onnxruntime.InferenceSession(graph, options, providers=[_PROVIDER])
+        session = onnxruntime.InferenceSession(graph, options, providers=[provider])
     except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
         raise EngineError(f"{artifact.path}: ONNX Runtime: {fault}") from fault
+    if session.get_providers()[0] != provider:
+        raise EngineError(f"{artifact.path}: {provider} did not start; ONNX Runtime uses {session.get_providers()}")
+    return session
 
 
 def _check_weights(artifact: Artifact, graph: bytes, weights: Arrays) -> None:

@@ -26,6 +26,7 @@ class Recover(Pass):
     outputs by their mean squared error. Weights that a pruning pass set to zero stay zero. The best weights on held-out
     data are kept, so that the loss there never ends above where it began.
 
+    ``steps`` asks for more epochs where ``epochs`` of them have fewer steps: a small data set needs more walks.
     ``learning_rate`` is the peak; default: the task's.
     """
 
@@ -33,6 +34,7 @@ class Recover(Pass):
     trains: ClassVar[bool] = True
 
     epochs: int = 5
+    steps: int = 0
     learning_rate: float | None = None
     distill: bool = True
     temperature: float = 4.0
@@ -41,6 +43,8 @@ class Recover(Pass):
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise RecipeError(f"{self.name}: epochs: expected at least 1, got {self.epochs}")
+        if self.steps < 0:
+            raise RecipeError(f"{self.name}: steps: expected 0 or more, got {self.steps}")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise RecipeError(f"{self.name}: learning_rate: expected a number above 0, got {self.learning_rate}")
         if not 0 < self.temperature < math.inf:
@@ -59,7 +63,9 @@ class Recover(Pass):
         trainer = Trainer(
             inputs=model.inputs,
             outputs=model.outputs,
-            training=Training(epochs=self.epochs, learning_rate=self.learning_rate or task.learning_rate),
+            training=Training(
+                epochs=self.epochs, steps=self.steps, learning_rate=self.learning_rate or task.learning_rate
+            ),
             objective=distillation or labelled(task),
             seed=context.seed,
             progress=context.progress,
