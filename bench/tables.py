@@ -74,7 +74,7 @@ def _run_table(figures: dict[str, Any]) -> str:
         lines.append(f"| {label} | {_value(before)} | {_value(after)} | {ratios[0]} | {ratios[1]} |")
     if "test_drop_points" in figures:
         before, after, lost = figures["test_baseline"], figures["test_best"], figures["test_drop_points"]
-        told = f"{-lost['median']:+.2f} points{_range(lost, -1, 2)}"
+        told = f"{_signed(-lost['median'])} points{_range(lost, -1, 2)}"
         lines.append(f"| quality on the test set | {before['median']:.2f} | {after['median']:.2f} | {told} | |")
     return "\n".join(lines)
 
@@ -108,6 +108,11 @@ def _range(figure: dict[str, Any], sign: int, digits: int) -> str:
         return ""
     low, high = sorted((sign * figure["low"], sign * figure["high"]))
     return f" ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _signed(value: float) -> str:
+    """With its sign, and none on what rounds to zero."""
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def _value(figure: dict[str, Any]) -> str:

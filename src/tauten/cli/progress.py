@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tauten.cli.tables import signed
+
 if TYPE_CHECKING:
     from tauten.make.search.result import Entry
 
@@ -67,8 +69,8 @@ class LiveProgress:
         size, quality = entry.measure("size_bytes"), entry.measure("quality")
         text = f"  {entry.name}"
         if size and quality and entry.drop_points:
-            points = -entry.drop_points.value
-            text += f": {quality.value:.2f} {quality.unit} ({points:+.2f} points), {size.value:,.0f} bytes"
+            points = signed(-entry.drop_points.value)
+            text += f": {quality.value:.2f} {quality.unit} ({points} points), {size.value:,.0f} bytes"
         self._console.print(text + ("  [dim](from an earlier run)[/]" if reused else ""), soft_wrap=True)
 
     def refused(self, name: str, reason: str) -> None:

@@ -43,7 +43,8 @@ def show_result(console: Console, result: Result, out: str) -> None:
         test = result.test
         console.print(
             f"On the test set, looked at once: {number(test.baseline)} before, {number(test.best)} after "
-            f"({-test.drop_points.value:+.2f} points, {-test.drop_points.high:+.2f} to {-test.drop_points.low:+.2f})"
+            f"({signed(-test.drop_points.value)} points, "
+            f"{signed(-test.drop_points.high)} to {signed(-test.drop_points.low)})"
         )
     for caveat in result.caveats:
         console.print(f"[yellow]Note:[/] {escape(caveat)}", soft_wrap=True)
@@ -58,6 +59,15 @@ def number(measure: Measure) -> str:
         return f"{value:,.0f} B" if value < 1000 else f"{value / 1000:,.1f} KB"
     digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return f"{digits} {measure.unit}".strip()
+
+
+def signed(value: float) -> str:
+    """Two digits with the sign, and none on what rounds to zero.
+
+    >>> signed(-0.001), signed(0.25)
+    ('0.00', '+0.25')
+    """
+    return f"{value:+.2f}" if abs(value) >= 0.005 else "0.00"
 
 
 def _before_after(result: Result, best: Entry) -> Table:
