@@ -113,7 +113,7 @@ def _show_recipes(page: Console, recipes: tuple[Recipe, ...]) -> None:
 
 def _text(reference: str) -> str:
     """The task file's text: an edited task file is another task."""
-    path = Path(reference.rpartition(":")[0])
+    path = Path(reference.rpartition(":")[0] or reference)
     return path.read_text("utf-8") if path.suffix == ".py" and path.is_file() else reference
 
 
