@@ -58,7 +58,7 @@ def test_people_read_it_as_tables(artifact: Path) -> None:
     text = " ".join(inspect(artifact).split())
     for part in (
         "tiny",
-        "null, options: spinning=False",
+        "engine null",
         "half: prune.structured(ratio=0.5)",
         "(batch, 4)",
         "1.25 ms",

@@ -1,36 +1,24 @@
-"""A module as an exported program, and an example that fits it."""
+"""A module as an exported program."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
+from tauten.core.rows import resize_rows
+from tauten.core.tensor import Array, TensorSpec
 from tauten.errors import PassError
-
-
-def resize(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], batch: int) -> Arrays:
-    """The example with ``batch`` samples: cut short, or its samples repeated."""
-    made: Arrays = {}
-    for spec in specs:
-        array = arrays[spec.name]
-        if BATCH in spec.shape and array.shape[spec.shape.index(BATCH)]:
-            axis = spec.shape.index(BATCH)
-            array = np.take(array, np.arange(batch) % array.shape[axis], axis=axis)
-        made[spec.name] = array
-    return made
 
 
 def export(module: nn.Module, specs: Sequence[TensorSpec], example: Mapping[str, Array]) -> ExportedProgram:
     """The module's ATen program for inputs of any batch; ``PassError`` where ``torch.export`` cannot follow it."""
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
     # Two samples: a batch of one would be baked in as a constant.
-    arrays = resize(specs, example, 2)
+    arrays = resize_rows(specs, example, 2)
     inputs = tuple(torch.as_tensor(arrays[spec.name]).to(device) for spec in specs)
     # AUTO: a size that the module fixes itself becomes a constant of the program instead of an error.
     shapes = tuple({axis: Dim.AUTO for axis, dim in enumerate(spec.shape) if isinstance(dim, str)} for spec in specs)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import nn
 
+from tauten.core.rows import resize_rows
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.make.graph.coupling import Removal
-from tauten.make.graph.export import resize
 from tauten.make.graph.slim import mask, slim
 
 Run = Callable[[nn.Module, Mapping[str, Array]], Arrays]
@@ -30,7 +30,7 @@ class Prover:
         self._module = module
         self._run = run
         # Three samples: a size that swallows channels into the batch then mostly fails to divide.
-        self._example = resize(inputs, example, 3)
+        self._example = resize_rows(inputs, example, 3)
 
     def fault(self, removal: Removal) -> str:
         """Why the smaller module is not the masked original; empty where it is."""

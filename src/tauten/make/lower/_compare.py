@@ -11,10 +11,10 @@ import torch
 from onnx import ModelProto, ValueInfoProto
 from torch.export import ExportedProgram
 
+from tauten.core.rows import count_rows, take_rows
 from tauten.core.tensor import Array, Arrays
 from tauten.errors import LoweringError, MismatchError
 from tauten.make.lower._export import lifted, module_path
-from tauten.make.lower._samples import count, cut
 from tauten.make.model.model import Model
 from tauten.make.model.run import forward
 
@@ -41,7 +41,7 @@ def check_same(graph: ModelProto, program: ExportedProgram, model: Model, inputs
             off = difference(wanted, answers[name])
             largest = max(largest, off)
             if off > TOLERANCE:
-                size = count(batch, model.inputs)
+                size = count_rows(model.inputs, batch)
                 raise MismatchError(
                     f"{name}: the graph differs from the module by {off:.3g} of its largest value (batch {size}, "
                     f"at most {TOLERANCE:g} is allowed); {_first_that_differs(graph, program, model, batch)}"
@@ -97,11 +97,11 @@ def run_session(session: onnxruntime.InferenceSession, names: list[str], inputs:
 
 def _sizes(model: Model, inputs: Arrays) -> Iterator[Arrays]:
     yield inputs
-    size = count(inputs, model.inputs)
+    size = count_rows(model.inputs, inputs)
     if any(spec.batch_axis is not None for spec in model.inputs):
         for fewer in (_ONE, _FEW):
             if fewer < size:
-                yield cut(inputs, model.inputs, 0, fewer)
+                yield take_rows(model.inputs, inputs, range(fewer))
 
 
 def _first_that_differs(graph: ModelProto, program: ExportedProgram, model: Model, inputs: Arrays) -> str:

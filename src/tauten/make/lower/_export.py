@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from tauten.core.rows import resize_rows
 from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.model.model import Model
@@ -89,13 +90,11 @@ def _attempt(
 
 def example_inputs(specs: Sequence[TensorSpec], example: Mapping[str, Array]) -> Arrays:
     """The example with ``EXPORTED_BATCH`` samples, and no open dimension of size 0 or 1."""
-    arrays = {}
+    arrays = resize_rows(specs, example, EXPORTED_BATCH)
     for spec in specs:
-        array = example[spec.name]
+        array = arrays[spec.name]
         for axis, dim in enumerate(spec.shape):
-            if dim == BATCH:
-                array = np.take(array, np.arange(EXPORTED_BATCH) % array.shape[axis], axis=axis)
-            elif isinstance(dim, str) and array.shape[axis] < 2:
+            if isinstance(dim, str) and array.shape[axis] < 2:
                 array = np.repeat(array, 2, axis=axis)
         arrays[spec.name] = np.ascontiguousarray(array)
     return arrays

@@ -24,13 +24,14 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from tauten.core.rows import count_rows
 from tauten.core.tensor import Arrays
 from tauten.errors import LoweringError
 from tauten.make.lower._compare import open_session, run_session
 from tauten.make.lower._embedding import quantize_embeddings
 from tauten.make.lower._int8 import computed_products, float_matrix_outputs, keep_names, report
 from tauten.make.lower._ranges import find_ranges
-from tauten.make.lower._samples import count, rows
+from tauten.make.lower._samples import rows
 from tauten.make.model.model import Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
 
@@ -79,7 +80,7 @@ def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: C
         "reduce_range": {"value": saturates, "why": why},
     }
     if plan.method == "static":
-        notes["calibration_samples"] = sum(count(batch, model.inputs) for batch in batches)
+        notes["calibration_samples"] = sum(count_rows(model.inputs, batch) for batch in batches)
         float_matrix_outputs(made.graph)
     notes["embeddings"] = quantize_embeddings(made.graph)
     keep_names(made.graph)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-import numpy as np
-
+from tauten.core.rows import count_rows, take_rows
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.make.model.task import Batch
 
@@ -20,25 +19,10 @@ def rows(
     """
     given = 0
     for inputs, _ in data:
-        size = count(inputs, specs)
+        size = count_rows(specs, inputs)
         for start in range(0, size, batch):
             stop = min(start + batch, size, start + (limit - given if limit is not None else size))
             if stop <= start:
                 return
-            yield cut(inputs, specs, start, stop)
+            yield take_rows(specs, inputs, range(start, stop))
             given += stop - start
-
-
-def count(inputs: Arrays, specs: Sequence[TensorSpec]) -> int:
-    """How many samples a batch holds; 1 where no input has a batch dimension."""
-    return next((inputs[spec.name].shape[spec.batch_axis] for spec in specs if spec.batch_axis is not None), 1)
-
-
-def cut(inputs: Arrays, specs: Sequence[TensorSpec], start: int, stop: int) -> Arrays:
-    """The samples from ``start`` to ``stop``."""
-    return {
-        spec.name: inputs[spec.name]
-        if spec.batch_axis is None
-        else np.ascontiguousarray(np.take(inputs[spec.name], range(start, stop), axis=spec.batch_axis))
-        for spec in specs
-    }

@@ -14,6 +14,7 @@ from pydantic import Field
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import WhatSize, write_measures
 from tauten.core.measure import Measure
+from tauten.core.rows import resize_rows
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
 from tauten.core.value import Value
@@ -121,12 +122,7 @@ def weigh(artifact: Artifact, task: Task, target: Target, repeats: int) -> dict[
 def rows(task: Task, count: int) -> Arrays:
     """``count`` rows of calibration data, repeated where there are fewer."""
     inputs, _ = next(iter(task.data("calibrate")))
-    axes = {spec.name: spec.batch_axis for spec in task.inputs}
-    found: Arrays = {}
-    for name, array in inputs.items():
-        axis = axes[name]
-        found[name] = array if axis is None else np.take(array, np.arange(count) % array.shape[axis], axis=axis)
-    return found
+    return resize_rows(task.inputs, inputs, count)
 
 
 def _labelled(data: Data) -> None:

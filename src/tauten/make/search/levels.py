@@ -63,8 +63,8 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     for ratio in ratios:
         cut = _step("prune.structured", ratio=ratio)
         name = f"structured-{ratio:g}"
-        if level == "high":
-            yield Recipe(f"{name}-fp32", (cut, recover), lowering)
+        # In float too: on small layers int8 can be slower, and only a measurement tells.
+        yield Recipe(f"{name}-fp32", (cut, recover), lowering)
         yield Recipe(f"{name}-int8", (cut, recover, static), lowering)
     if level == "high":
         sparse = _step("prune.magnitude", ratio=0.8)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from tauten.artifact.read import read_artifact
+from tauten.core.rows import has_batch, resize_rows
 from tauten.core.tensor import Arrays
 from tauten.errors import TautenError
 from tauten.run.engines import load
 from tauten.run.engines.engine import Engine
 from tauten.run.measure._child import now_ns, open_messages, read_spec, write_arrays
 from tauten.run.measure._rounds import Nanoseconds, run_rounds
-from tauten.run.measure._sample import has_dynamic_batch, with_batch
 
 THROUGHPUT_SHARE = 0.3
 """The share of a batch size's measured time, against that of latency."""
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
 def _open(path: Path, threads: int) -> tuple[Engine, int]:
     artifact = read_artifact(path)
     engine = load(artifact, threads=threads)
-    return engine, artifact.manifest.target.batch if has_dynamic_batch(engine.inputs) else 1
+    return engine, artifact.manifest.target.batch if has_batch(engine.inputs) else 1
 
 
 def _measure(
@@ -70,7 +70,7 @@ def _measure(
     gc.disable()
     for index, batch in enumerate(batches):
         calls = {
-            name: partial(engine, with_batch(engine.inputs, sample, batch))
+            name: partial(engine, resize_rows(engine.inputs, sample, batch))
             for name, engine in engines.items()
             if batch <= most[name]
         }

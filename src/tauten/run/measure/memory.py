@@ -10,10 +10,10 @@ import numpy as np
 
 from tauten.artifact.read import read_artifact
 from tauten.core.measure import Measure
+from tauten.core.rows import resize_rows
 from tauten.core.tensor import Array
 from tauten.errors import MeasureError
 from tauten.run.measure._child import PATIENCE_S, run_child
-from tauten.run.measure._sample import with_batch
 from tauten.run.measure._statistics import student
 
 
@@ -35,7 +35,7 @@ def measure_fresh(
     if repeats < 1 or threads < 1:
         raise MeasureError(f"expected repeats and threads of at least 1, got {repeats} and {threads}")
     # One row, cut here: the rest of the sample must not weigh in the process that is measured.
-    row = with_batch(read_artifact(artifact).manifest.inputs, sample, 1)
+    row = resize_rows(read_artifact(artifact).manifest.inputs, sample, 1)
     spec = {"artifact": str(artifact.absolute()), "threads": threads}
     peaks, starts = [], []
     for _ in range(repeats):

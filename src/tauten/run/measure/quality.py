@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tauten.core.measure import Measure
+from tauten.core.rows import count_rows, has_batch, take_rows
 from tauten.core.tensor import Array, Arrays, check_arrays
 from tauten.errors import MeasureError, TaskError
 from tauten.run.engines.engine import Engine
-from tauten.run.measure._sample import has_dynamic_batch, rows_of
 from tauten.run.measure._statistics import bootstrap_ratio, paired_shares, wilson
 from tauten.run.measure.metrics import FunctionMetric, find_metric
 from tauten.run.measure.metrics.metric import Metric, Scores
@@ -103,19 +103,15 @@ def drop(baseline: Quality, candidate: Quality, better: Literal["lower", "higher
 
 def _run(engine: Engine, inputs: Mapping[str, Array], batch: int | None) -> Arrays:
     check_arrays(engine.inputs, inputs)
-    rows = rows_of(engine.inputs, inputs)
-    if batch is None or rows <= batch or not has_dynamic_batch(engine.inputs):
+    rows = count_rows(engine.inputs, inputs)
+    if batch is None or rows <= batch or not has_batch(engine.inputs):
         return engine(inputs)
     parts = [
-        engine({spec.name: _rows(inputs[spec.name], spec.batch_axis or 0, start, batch) for spec in engine.inputs})
+        engine(take_rows(engine.inputs, inputs, range(start, min(start + batch, rows))))
         for start in range(0, rows, batch)
     ]
     axes = {spec.name: spec.batch_axis or 0 for spec in engine.outputs}
     return {name: np.concatenate([part[name] for part in parts], axis=axes.get(name, 0)) for name in parts[0]}
-
-
-def _rows(array: Array, axis: int, start: int, count: int) -> Array:
-    return np.ascontiguousarray(np.take(array, np.arange(start, min(start + count, array.shape[axis])), axis=axis))
 
 
 def _summary(scores: Scores, groups: npt.NDArray[np.int64] | None, metric: Metric) -> Measure:
