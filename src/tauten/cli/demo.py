@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ACCURATE = Budget(max_drop=0.5)
 SMALL = Budget(max_bytes=50_000)
+RECIPES = ("fp32", "int8", "structured-0.5-int8", "structured-0.7-int8", "structured-0.85-int8")
+"""Of level medium, those that are worth a look on this model: a demo is over before one loses interest."""
 
 
 def command(
@@ -71,16 +73,17 @@ def _optimize(task_file: Path, budget: Budget, out: Path, seed: int) -> Result:
     from tauten.cli.progress import LiveProgress
     from tauten.cli.task import load_task
     from tauten.make.search.evaluator import Sampling
+    from tauten.make.search.levels import find_level
     from tauten.make.search.optimize import optimize
 
     with LiveProgress(console) as progress:
         return optimize(
             load_task(f"{task_file}:task"),
             budget=budget,
-            level="medium",
+            level=[recipe for recipe in find_level("medium") if recipe.name in RECIPES],
             out=out,
             seed=seed,
-            sampling=Sampling(seconds=0.5),
+            sampling=Sampling(seconds=0.3),
             observer=progress,
             origin=task_file.read_text("utf-8"),
         )
