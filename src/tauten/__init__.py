@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tauten.make.search.result import Result
     from tauten.run.engines import load
     from tauten.run.engines.engine import Engine
+    from tauten.run.measure.metrics import FunctionMetric
 
 _HOMES = {
     "tauten.artifact.read": ("Artifact", "read_artifact"),
@@ -63,6 +64,7 @@ _HOMES = {
     "tauten.make.search.result": ("Result",),
     "tauten.run.engines": ("load",),
     "tauten.run.engines.engine": ("Engine",),
+    "tauten.run.measure.metrics": ("FunctionMetric",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -74,6 +76,7 @@ __all__ = [
     "ConfigError",
     "Engine",
     "EngineError",
+    "FunctionMetric",
     "InputError",
     "LoweringError",
     "Measure",

@@ -87,6 +87,7 @@ def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path:
     [
         (["no-such-file.py:task"], 2, "no-such-file.py"),
         ([TASK, "--target", "toaster"], 2, "no target named 'toaster'"),
+        ([TASK, "--target", "gpu"], 2, "expected a device that the baselines run on"),
         ([TASK, "--max-bytes", "many"], 2, "expected a size such as 50KB"),
         ([TASK, "--max-drop", "-1"], 2, "greater than or equal to 0"),
         ([TASK, "--level", "extreme"], 2, "use one of low, medium, high"),

@@ -219,3 +219,12 @@ def test_without_labels_a_fidelity_metric_compares_with_the_original(tmp_path: P
 def test_a_metric_that_needs_labels_and_data_without_is_an_error_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(tauten.TaskError, match="validate"):
         optimize(replace(unlabelled(), metric="accuracy"), out=tmp_path, level=[INT8])
+
+
+def test_a_module_that_the_user_holds_is_left_as_it_was(tmp_path: Path) -> None:
+    brought = replace(task(), model=task().build())
+    module = brought.build()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    optimize(brought, budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name

@@ -65,3 +65,9 @@ def test_a_file_that_holds_no_recipes_is_a_clear_error(text: str, tmp_path: Path
 def test_an_unknown_level_names_those_there_are() -> None:
     with pytest.raises(RecipeError, match="use one of low, medium, high"):
         find_level("extreme")
+
+
+@pytest.mark.parametrize("name", ["baseline", "engine_baseline"])
+def test_a_recipe_cannot_take_the_untouched_models_name(name: str) -> None:
+    with pytest.raises(RecipeError, match="the untouched model has this name"):
+        find_level([Recipe(name)])

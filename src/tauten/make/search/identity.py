@@ -14,6 +14,7 @@ from tauten.make.model.apply import seed_all
 from tauten.make.model.digest import digest
 from tauten.make.model.task import Task
 from tauten.make.search.recipe import Recipe
+from tauten.run.measure.metrics import FunctionMetric
 
 
 def identify_task(task: Task, module: nn.Module, seed: int, origin: str = "") -> str:
@@ -23,8 +24,15 @@ def identify_task(task: Task, module: nn.Module, seed: int, origin: str = "") ->
     """
     seen = hashlib.sha256(digest(module).encode())
     specs = [spec.to_json() for spec in task.inputs]
-    metric = task.metric if isinstance(task.metric, str) else type(task.metric).__qualname__
-    told = {"inputs": specs, "metric": metric, "epochs": task.epochs, "rate": task.learning_rate, "origin": origin}
+    told = {
+        "inputs": specs,
+        "outputs": task.outputs,
+        "metric": _code(task.metric),
+        "loss": _code(task.loss),
+        "epochs": task.epochs,
+        "rate": task.learning_rate,
+        "origin": origin,
+    }
     seen.update(json.dumps(told, sort_keys=True).encode())
     for what in ("calibrate", "validate"):
         if not task.has(what):
@@ -44,6 +52,23 @@ def identify_candidate(task_key: str, recipe: Recipe, target: Target, seed: int)
     del made["name"]
     parts = {"task": task_key, "recipe": made, "target": target.to_json(), "seed": seed, "tauten": version("tauten")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _code(given: object) -> str:
+    """What tells one function from another: its name and what it was compiled to; for other objects their type."""
+    if given is None or isinstance(given, str):
+        return str(given)
+    if isinstance(given, FunctionMetric):
+        return f"{given.better} {given.unit} {given.reference} {_code(given.function)}"
+    code = getattr(given, "__code__", None)
+    if code is None:
+        return f"{type(given).__module__}.{type(given).__qualname__}"
+    return f"{code.co_name} {code.co_code.hex()} {code.co_names} {[c for c in code.co_consts if _plain(c)]}"
+
+
+def _plain(constant: object) -> bool:
+    # A constant that is code prints its address, which changes with each process.
+    return isinstance(constant, str | bytes | int | float | bool | None)
 
 
 def _add(seen: hashlib._Hash, array: Array) -> None:

@@ -15,6 +15,9 @@ from tauten.make.model.pass_ import Pass
 from tauten.make.search.recipe import Recipe, pass_from_json
 
 LEVELS = ("low", "medium", "high")
+BASELINE = "baseline"
+ENGINE_BASELINE = "engine_baseline"
+"""The names of the untouched model's artifacts, which no recipe may have."""
 MAX_FILE_BYTES = 2**20
 
 
@@ -35,6 +38,9 @@ def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[R
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
         raise RecipeError(f"expected recipes of different names, got {twice or 'none'}")
+    taken = sorted({BASELINE, ENGINE_BASELINE} & set(names))
+    if taken:
+        raise RecipeError(f"{taken}: the untouched model has this name; give the recipe another")
     return recipes
 
 

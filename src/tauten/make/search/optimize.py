@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,11 +15,11 @@ import torch
 
 from tauten.artifact.layers import layers
 from tauten.artifact.read import Artifact
-from tauten.artifact.write import copy_artifact, write_measures
+from tauten.artifact.write import WhatSize, copy_artifact, write_measures
 from tauten.core.environment import environment
 from tauten.core.measure import Measure
 from tauten.core.target import Budget, Target, find_target
-from tauten.errors import TautenError
+from tauten.errors import ConfigError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import to_model
 from tauten.make.model.model import Model
@@ -29,18 +30,17 @@ from tauten.make.search.builder import CandidateBuilder
 from tauten.make.search.evaluator import QualityEvaluator, Sampling, time_together, weigh
 from tauten.make.search.identity import identify_candidate, identify_task
 from tauten.make.search.improve import improvements
-from tauten.make.search.levels import find_level
+from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, find_level
 from tauten.make.search.observe import Observer, Silent
 from tauten.make.search.pareto import front
 from tauten.make.search.recipe import Recipe
 from tauten.make.search.result import Entry, Measures, OnTest, Refused, Result
 from tauten.make.search.strategies import STRATEGIES
 from tauten.make.search.workspace import Workspace
+from tauten.run.measure.metrics import FunctionMetric
 from tauten.run.measure.quality import drop
 from tauten.run.measure.session import Timing
 
-BASELINE = "baseline"
-ENGINE_BASELINE = "engine_baseline"
 DEFAULT_BUDGET = Budget(max_drop=0.5)
 DEFAULT_SAMPLING = Sampling()
 
@@ -68,9 +68,15 @@ def optimize(
     Returns a result whose ``met`` says whether anything holds the budget; where nothing does there is no ``best``.
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
     """
+    where = find_target(target)
+    if where.device != "cpu":
+        raise ConfigError(
+            f"target {where.name}: expected a device that the baselines run on (cpu), got {where.device}; "
+            "tauten.save writes an artifact for it, which can be measured and served there"
+        )
     run = _Run(
         task=task,
-        target=find_target(target),
+        target=where,
         budget=budget,
         level=level if isinstance(level, str) else "custom",
         seed=seed,
@@ -108,7 +114,6 @@ class _Run:
             Recipe(ENGINE_BASELINE, (), self.target.engine), builder, evaluator, task_key, len(recipes)
         )
         made, refused = self._search(recipes, strategy, builder, evaluator, task_key)
-        self.workspace.withdraw()
         everything = {BASELINE: baseline, ENGINE_BASELINE: engine_baseline, **made}
         everything, timings = self._measure(everything)
         entries = {name: judge(self.budget, self._entry(name, artifact)) for name, artifact in everything.items()}
@@ -116,6 +121,7 @@ class _Run:
         chosen = choose(self.budget, candidates, entries[BASELINE])
         test = self._test(chosen, everything, evaluator) if chosen else None
         met = chosen is not None and self._confirmed(test)
+        self.workspace.withdraw()
         result = Result(
             task=self.task.name,
             target=self.target,
@@ -160,8 +166,10 @@ class _Run:
             fitted = fit(replace(self.task, model=model.module), self.seed, self.observer.step).build()
             weights = {name: tensor.detach().cpu().numpy() for name, tensor in fitted.state_dict().items()}
             self.workspace.save_fitted(key, weights)
-        model.module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-        return model.but(module=model.module.eval()), key
+        # A copy: the module may be the user's own.
+        module = copy.deepcopy(model.module)
+        module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        return model.but(module=module.eval()), key
 
     def _baseline(self, builder: CandidateBuilder, task_key: str) -> tuple[Artifact, QualityEvaluator]:
         """The untouched model in PyTorch eager fp32; its size is that of its weights as safetensors."""
@@ -222,8 +230,8 @@ class _Run:
         for index, (name, artifact) in enumerate(artifacts.items()):
             self.observer.step(f"start and weigh {name}", index / len(artifacts))
             measures: dict[str, Measure] = {**timings[name].measures, **weigh(artifact, self.task, self.target, starts)}
-            size = "weights" if name == BASELINE else "artifact"
-            measured[name] = write_measures(artifact, measures, size)  # type: ignore[arg-type]
+            size: WhatSize = "weights" if name == BASELINE else "artifact"
+            measured[name] = write_measures(artifact, measures, size)
         return measured, timings
 
     def _test(self, chosen: Entry, artifacts: Mapping[str, Artifact], evaluator: QualityEvaluator) -> OnTest | None:
@@ -290,6 +298,7 @@ class _Run:
 
     def _metric(self, evaluator: QualityEvaluator) -> dict[str, str]:
         metric = self.task.metric
+        metric = metric.function if isinstance(metric, FunctionMetric) else metric
         name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
         return {"name": name, "unit": evaluator.metric.unit, "better": evaluator.metric.better}
 
