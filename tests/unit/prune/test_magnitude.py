@@ -16,7 +16,7 @@ from tauten.make.model.build import to_model
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
-from tauten.make.passes.prune.magnitude import Magnitude, zero_smallest
+from tauten.make.passes.prune.magnitude import Magnitude, lamp, zero_smallest
 
 
 def prune(module: nn.Module, step: Magnitude) -> Model:
@@ -53,6 +53,26 @@ def test_together_the_layer_of_small_weights_loses_more() -> None:
     first, second = zeros(model.module[0].weight), zeros(model.module[2].weight)
     assert first + second == 100
     assert first / 120 > second / 80
+
+
+def test_layer_adaptive_scores_do_not_see_how_a_layer_is_scaled() -> None:
+    scaled = network()
+    with torch.no_grad():
+        scaled[2].weight.mul_(100)
+    kept = [prune(module, Magnitude(ratio=0.5, scope="lamp")).module for module in (network(), scaled)]
+    for index in (0, 2):
+        assert torch.equal(kept[0][index].weight == 0, kept[1][index].weight == 0)
+    assert zeros(kept[0][0].weight) + zeros(kept[0][2].weight) == 100
+
+
+def test_layer_adaptive_scores_leave_each_layer_its_largest_weight() -> None:
+    module = prune(network(), Magnitude(ratio=0.98, scope="lamp")).module
+    assert [bool(module[index].weight.abs().max() > 0) for index in (0, 2)] == [True, True]
+
+
+def test_layer_adaptive_scores_are_those_of_the_definition() -> None:
+    weight = torch.tensor([3.0, -1.0, 2.0, 0.0])
+    np.testing.assert_allclose(lamp(weight), [1.0, 1 / 14, 4 / 13, 0.0])
 
 
 def test_biases_and_norms_stay() -> None:

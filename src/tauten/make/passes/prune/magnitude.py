@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import nn
@@ -23,7 +24,8 @@ class Magnitude(Pass):
     """Zeros for the ``ratio`` of weights that are nearest to zero.
 
     Weights are parameters of two and more dimensions (linear, convolution, embedding); biases and norms stay whole.
-    ``scope`` says whether the share is taken of each layer, or of all weights together.
+    ``scope`` says whether the share is taken of each layer, of all weights together (``global``), or of all together
+    by layer-adaptive scores (``lamp``; Lee et al., 2021), which spare the layers that a global threshold would empty.
     The count is exact at any size: ties are broken by position.
     """
 
@@ -31,21 +33,21 @@ class Magnitude(Pass):
     gives: ClassVar[frozenset[str]] = frozenset({SPARSE})
 
     ratio: Annotated[float, Field(ge=0, lt=1)]
-    scope: Literal["layer", "global"] = "layer"
+    scope: Literal["layer", "global", "lamp"] = "layer"
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
             raise RecipeError(f"{self.name}: ratio: expected 0 or more and below 1, got {self.ratio}")
-        if self.scope not in ("layer", "global"):
-            raise RecipeError(f"{self.name}: scope: expected layer or global, got {self.scope!r}")
+        if self.scope not in ("layer", "global", "lamp"):
+            raise RecipeError(f"{self.name}: scope: expected layer, global or lamp, got {self.scope!r}")
 
     def __call__(self, model: Model, context: Context) -> Change:
         weights = dict(_weights(model.module))
         if not weights:
             raise PassError("the model has no weights of two or more dimensions")
-        together = [list(weights.values())] if self.scope == "global" else [[weight] for weight in weights.values()]
+        together = [[weight] for weight in weights.values()] if self.scope == "layer" else [list(weights.values())]
         for listed in together:
-            zero_smallest(listed, self.ratio)
+            zero_smallest(listed, self.ratio, lamp if self.scope == "lamp" else magnitude)
         zeros = {name: int((weight == 0).sum()) for name, weight in weights.items()}
         total = sum(weight.numel() for weight in weights.values())
         notes = {
@@ -55,10 +57,34 @@ class Magnitude(Pass):
         return Change(model.module, notes)
 
 
-def zero_smallest(weights: Iterable[torch.Tensor], ratio: float) -> None:
-    """Set exactly ``round(ratio * n)`` of the ``n`` numbers to zero, in place: those smallest in magnitude."""
+Scores = npt.NDArray[np.floating[Any]]
+
+
+def magnitude(weight: torch.Tensor) -> Scores:
+    """The absolute value of each weight, flat."""
+    return weight.detach().abs().float().cpu().reshape(-1).numpy()
+
+
+def lamp(weight: torch.Tensor) -> Scores:
+    """Each weight's square over the sum of the squares in its layer that are at least as large, flat (Lee et al., 2021).
+
+    The largest weight of a layer scores 1, so that no threshold below 1 empties a layer.
+    """
+    squares = magnitude(weight).astype(np.float64) ** 2
+    order = np.argsort(squares, kind="stable")
+    ascending = squares[order]
+    rest = np.cumsum(ascending[::-1])[::-1]
+    scores = np.empty_like(squares)
+    scores[order] = np.divide(ascending, rest, out=np.zeros_like(ascending), where=rest > 0)
+    return scores
+
+
+def zero_smallest(
+    weights: Iterable[torch.Tensor], ratio: float, score: Callable[[torch.Tensor], Scores] = magnitude
+) -> None:
+    """Set exactly ``round(ratio * n)`` of the ``n`` numbers to zero, in place: those that score least."""
     listed = list(weights)
-    sizes = [weight.detach().abs().float().cpu().reshape(-1).numpy() for weight in listed]
+    sizes = [score(weight) for weight in listed]
     joined = np.concatenate(sizes) if len(sizes) > 1 else sizes[0]
     count = round(ratio * joined.size)
     if not count:
