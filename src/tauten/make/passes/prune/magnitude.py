@@ -66,7 +66,7 @@ def magnitude(weight: torch.Tensor) -> Scores:
 
 
 def lamp(weight: torch.Tensor) -> Scores:
-    """Each weight's square over the sum of the squares in its layer that are at least as large, flat (Lee et al., 2021).
+    """Each weight's square over the sum of its layer's squares that are at least as large, flat (Lee et al., 2021).
 
     The largest weight of a layer scores 1, so that no threshold below 1 empties a layer.
     """
