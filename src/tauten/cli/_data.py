@@ -78,9 +78,10 @@ def _name(metric: object) -> str:
 
 def _read_npz(path: Path) -> Arrays:
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise TaskError(f"{path}: expected a .npz file (several named arrays), got a single array")
+        stored = np.load(path, allow_pickle=False)
+        if not isinstance(stored, np.lib.npyio.NpzFile):
+            raise TaskError(f"{path}: expected a .npz file (several named arrays), got a single array")
+        with stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise TaskError(f"{path}: no such file") from None

@@ -128,6 +128,7 @@ def _pickled(path: Path) -> Path:
         (["--task", "TASK:task", "--data", "x.npz"], ConfigError, "one of --task"),
         (["--data", "GOOD", "--split", "test"], ConfigError, "--split chooses"),
         (["--data", "nowhere.npz"], TaskError, "no such file"),
+        (["--data", "ARRAY"], TaskError, "got a single array"),
         (["--data", "TEXT"], TaskError, "expected a .npz file"),
         (["--data", "PICKLE"], TaskError, "expected a .npz file of plain arrays"),
         (["--data", "UNLABELLED"], TaskError, "expected an array called 'labels'"),
@@ -144,8 +145,10 @@ def test_what_cannot_be_evaluated_is_told(
 ) -> None:
     labels = np.zeros(8, int)
     (tmp_path / "text").write_text("no arrays")
+    np.save(tmp_path / "array.npy", X)
     files = {
         "GOOD": lambda: save(tmp_path / "good.npz", image=X, labels=labels),
+        "ARRAY": lambda: tmp_path / "array.npy",
         "TEXT": lambda: tmp_path / "text",
         "PICKLE": lambda: _pickled(tmp_path / "pickle.npz"),
         "UNLABELLED": lambda: save(tmp_path / "unlabelled.npz", image=X),
