@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
 from tauten.cli import bench, demo, evaluate, inspect, optimize, serve
-from tauten.errors import TautenError
+from tauten.errors import ConfigError, TautenError
 
 INTERRUPTED = 130
+_UsageError: Any = typer.BadParameter.__base__
+"""What Typer raises for a command line that it cannot read; it has no public name there."""
+_OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.EFBIG}
+"""Errors of the disk and the account, which a traceback would not explain."""
+
+
+class Interrupted(TautenError):
+    """Ctrl-C, before the verb had an answer."""
+
+    exit_code = INTERRUPTED
+
+
+def _told(command: Callable[..., None]) -> Callable[..., None]:
+    """The verb, with Ctrl-C as an error of ours: Typer would end the process without a word."""
+
+    @functools.wraps(command)
+    def told(*arguments: object, **options: object) -> None:
+        try:
+            command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
+
+    return told
+
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
 for verb in (optimize, evaluate, inspect, serve, bench, demo):
-    app.command(verb.__name__.rpartition(".")[2])(verb.command)
+    app.command(verb.__name__.rpartition(".")[2])(_told(verb.command))
 
 
 @app.callback()
@@ -25,13 +53,24 @@ def tauten() -> None:
 
 
 def main() -> None:
-    """Run a verb. Errors that Tauten raises on purpose become one line on standard error and an exit code."""
+    """Run a verb. What fails for a known reason becomes one line on standard error and an exit code.
+
+    With ``--json`` it is one JSON document on standard output too: from a verb, the command line or the disk.
+    """
     try:
-        app()
+        # Typer prints its own errors for people, and leaves them to us for programs.
+        raise SystemExit(app(standalone_mode="--json" not in sys.argv))
     except TautenError as fault:
         _fail(type(fault).__name__, str(fault), fault.exit_code)
+    except _UsageError as fault:
+        _fail("UsageError", fault.format_message(), ConfigError.exit_code)
     except KeyboardInterrupt:
-        _fail("Interrupted", "interrupted", INTERRUPTED)
+        _fail(Interrupted.__name__, "interrupted", INTERRUPTED)
+    except OSError as fault:
+        if fault.errno not in _OUTSIDE:
+            raise
+        where = f"{fault.filename}: " if fault.filename else ""
+        _fail("OSError", f"{where}{fault.strerror}", TautenError.exit_code)
 
 
 def _fail(kind: str, message: str, code: int) -> None:

@@ -15,6 +15,8 @@ import pytest
 HERE = Path(__file__).parent
 TASK = f"{HERE / 'task.py'}:task"
 
+RUN = "from tauten.cli.main import main; main()"
+
 
 def tauten(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
@@ -57,13 +59,17 @@ def test_a_run_that_was_killed_goes_on_and_repeats_no_finished_candidate(tmp_pat
 def test_an_interrupt_keeps_what_is_finished_and_says_so(sent: signal.Signals, tmp_path: Path, recipes: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command("optimize", TASK, "--level", recipes, "--out", out), stderr=subprocess.PIPE, text=True
+        command("optimize", TASK, "--level", recipes, "--out", out, "--json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     finished = out / "candidates" / "int8" / "manifest.json"
     wait_for(lambda: finished.is_file() and "drop_points" in finished.read_text(), process)
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=60)
+    answer, errors = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert json.loads(answer)["error"]["exit_code"] == 130
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert finished.is_file()
@@ -105,10 +111,33 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
     assert not out.exists()
 
 
-def test_an_error_is_one_json_document_too() -> None:
-    done = tauten("optimize", "no-such-file.py:task", "--json")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["optimize", "no-such-file.py:task"], "no-such-file.py"),
+        (["optimize"], "Missing argument"),
+        (["optimise"], "No such command"),
+        (["optimize", TASK, "--seed", "one"], "--seed"),
+    ],
+)
+def test_an_error_is_one_json_document_too(arguments: list[str], said: str) -> None:
+    done = tauten(*arguments, "--json")
     error: dict[str, Any] = json.loads(done.stdout)["error"]
     assert error["exit_code"] == done.returncode == 2
+    assert said in error["message"]
+    assert said in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path, recipes: Path) -> None:
+    # A limit on a file's size stands for a full disk: both end a write in the middle.
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000)); {RUN}"
+    arguments = ["optimize", TASK, "--level", str(recipes), "--out", str(tmp_path / "out"), "--json"]
+    done = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "OSError"
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_dry_run_prints_recipes_that_can_be_given_back(tmp_path: Path) -> None:

@@ -101,5 +101,9 @@ class Workspace:
 
 def _replace(path: Path, data: bytes) -> None:
     fresh = path.parent / f".{path.name}.{secrets.token_hex(4)}.partial"
-    fresh.write_bytes(data)
-    fresh.replace(path)
+    try:
+        fresh.write_bytes(data)
+        fresh.replace(path)
+    except OSError:
+        fresh.unlink(missing_ok=True)  # half a file helps nobody, least of all on a full disk
+        raise
