@@ -11,6 +11,8 @@ from rich.text import Text
 from tauten.cli.tables import number
 from tauten.core.measure import Measure
 
+ROOMY = 80
+
 
 def nested(measures: Mapping[str, Measure]) -> dict[str, Any]:
     """Measures as JSON; ``throughput_per_s.8`` becomes ``8`` inside ``throughput_per_s``."""
@@ -24,18 +26,24 @@ def nested(measures: Mapping[str, Measure]) -> dict[str, Any]:
     return found
 
 
-def measures_table(measures: Mapping[str, Measure]) -> Table:
-    """A row a measure: value, 95 % interval, which way is better, and on what it was measured."""
+def measures_table(measures: Mapping[str, Measure], width: int) -> Table:
+    """A row a measure: value, 95 % interval, which way is better, and on what it was measured.
+
+    The last two are left out where the terminal has fewer than ``ROOMY`` columns: figures come first.
+    """
+    roomy = width >= ROOMY
     table = Table(title="Measures", title_justify="left")
     table.add_column("measure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("better")
-    table.add_column("on")
+    table.add_column("95 % interval", justify="right")
+    if roomy:
+        table.add_column("better", no_wrap=True)
+        table.add_column("on")
     for name, measure in measures.items():
         exact = measure.low == measure.high
         spread = "exact" if exact else f"{_short(measure, measure.low)} to {_short(measure, measure.high)}"
-        table.add_row(plain(name), plain(number(measure)), plain(spread), measure.better, plain(measure.on))
+        row = [plain(name), plain(number(measure)), plain(spread), plain(measure.better), plain(measure.on)]
+        table.add_row(*row[: len(table.columns)])
     return table
 
 

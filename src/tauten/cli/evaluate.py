@@ -120,4 +120,4 @@ def _show(screen: Console, artifact: Artifact, judged: Judged, measures: Mapping
     from tauten.cli._measures import measures_table, plain
 
     screen.print(plain(f"{artifact.manifest.name} ({artifact.path}): {judged.metric_name} on {judged.on}"))
-    screen.print(measures_table(measures))
+    screen.print(measures_table(measures, screen.width))

@@ -70,7 +70,7 @@ def _show(console: Console, artifact: Artifact, rows: Sequence[Layer]) -> None:
     console.print(_summary(artifact))
     console.print(_borders(manifest.inputs, manifest.outputs))
     if manifest.measures:
-        console.print(measures_table(manifest.measures))
+        console.print(measures_table(manifest.measures, console.width))
     if manifest.history:
         console.print(_history(manifest.history))
     if rows:

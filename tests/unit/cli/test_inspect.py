@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tauten.artifact.read import read_artifact
 from tauten.artifact.write import write_measures
 from tauten.cli.main import app
 from tauten.core.measure import Measure
@@ -69,6 +70,18 @@ def test_people_read_it_as_tables(artifact: Path) -> None:
         "sha256 of all 3 files agree",
     ):
         assert part in text, part
+
+
+def test_a_narrow_terminal_shows_every_figure_whole(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = Measure(value=111_916, low=100_032, high=118_435, unit="1/s", better="higher", on="1 thread, 10 rounds")
+    write_measures(read_artifact(artifact), {"throughput_per_s.32": wide, "latency_mean_ms": LATENCY})
+    monkeypatch.setenv("COLUMNS", "60")
+    text = inspect(artifact)
+    assert "100,032 to 118,435" in text
+    assert "111,916 1/s" in text
+    assert max(map(len, text.splitlines())) <= 60
+    monkeypatch.setenv("COLUMNS", "100")
+    assert "1 thread, 10 rounds" in inspect(artifact)
 
 
 def test_what_would_steer_a_terminal_is_spelled_out(tmp_path: Path) -> None:
