@@ -24,10 +24,14 @@ def explain(error: pydantic.ValidationError) -> str:
             # A value inside this one has already said what it is and what came.
             lines.append(f"{where}: {cause}" if where else str(cause))
             continue
+        rule = fault["msg"].removeprefix("Value error, ")
+        if not where and fault["type"] == "value_error":
+            # A rule between fields: all of them as they came would hide it.
+            lines.append(rule)
+            continue
         came = repr(fault.get("input"))
         if len(came) > 80:
             came = came[:77] + "..."
-        rule = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where or 'value'}: {rule} (got {came})")
     if error.error_count() > _MOST_FAULTS:
         lines.append(f"and {error.error_count() - _MOST_FAULTS} more")

@@ -257,7 +257,7 @@ def test_the_command_says_what_is_wrong(server: Running) -> None:
     assert "error: cannot reach a server at 127.0.0.1" in unreachable.stderr
     both = bench(server.url, "--model", "m", "--rate", "3", "--concurrency", "2")
     assert both.returncode == 2
-    assert "either concurrency" in both.stderr
+    assert both.stderr.strip().endswith("either concurrency (closed loop) or rate (open loop)")
 
 
 def test_ctrl_c_shows_what_was_measured() -> None:
