@@ -78,6 +78,15 @@ def test_the_page_is_never_wider_than_the_window(page: Page, tmp_path: Path, wid
     assert page.js("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_phone_shows_the_titles_of_the_axes_whole(page: Page, tmp_path: Path) -> None:
+    page.open(made(tmp_path), width=390)
+    inside = """[...document.querySelectorAll('.plot')].every(plot => {
+        const frame = plot.getBoundingClientRect(), title = plot.querySelector('.xtitle').getBoundingClientRect();
+        return frame.left <= title.left && title.right <= frame.right;
+    })"""
+    assert page.js(inside)
+
+
 def test_a_heading_sorts_the_candidates_and_puts_what_is_missing_last(page: Page, tmp_path: Path) -> None:
     page.open(made(tmp_path))
     values = "[...document.querySelectorAll('.candidates tbody tr')].map(row => row.cells[7].dataset.sort ?? null)"

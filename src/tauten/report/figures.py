@@ -61,7 +61,7 @@ def _scatter(run: Run, name: str, title: str, limit: str) -> dict[str, Any] | No
         "caption": _caption(run, limit),
         "data": data,
         "layout": {
-            "xaxis": {"title": {"text": f"{title} ({unit}, less is better)"}, "type": "log", **_ticks(data, unit)},
+            "xaxis": {"title": {"text": f"{title} ({unit})"}, "type": "log", **_ticks(data, unit)},
             "yaxis": {"title": {"text": _quality_title(run)}, "autorange": True if run.higher else "reversed"},
             "shapes": _limits(run, limit),
         },
