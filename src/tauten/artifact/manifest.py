@@ -22,6 +22,8 @@ CHECKSUMS = "SHA256SUMS"
 
 FILE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 """A file of an artifact: no folder, no leading dot or dash."""
+NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}"
+"""What a model is called: it stands in folders and URLs as it is."""
 
 
 class Manifest(Value):
@@ -34,7 +36,7 @@ class Manifest(Value):
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}$")]
+    name: Annotated[str, Field(pattern=rf"^{NAME}$")]
     created: str
     tauten: str
     engine: Annotated[str, Field(min_length=1)]

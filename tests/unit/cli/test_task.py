@@ -193,3 +193,10 @@ except TaskError as fault:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 'pip install "tauten[optimize]"' in done.stdout
     assert "line 1: import torch" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["", "two words", "zählen", "../up", "a/b", ".hidden", "x" * 129])
+def test_a_name_that_no_artifact_may_have_is_refused_before_any_work(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, GOOD.replace('"good"', repr(name)))
+    with pytest.raises(TaskError, match="name: expected letters, digits"):
+        load_task(path)

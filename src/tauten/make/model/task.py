@@ -5,12 +5,14 @@ Importing this needs no PyTorch, so that a machine which only runs artifacts can
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tauten.artifact.manifest import NAME
 from tauten.core.tensor import Array, Arrays, TensorSpec, check_arrays
 from tauten.errors import InputError, TaskError
 
@@ -96,7 +98,7 @@ class Task:
             labels, mean squared error for others.
         epochs: how many epochs ``fit`` trains the model for; 0 says that it is trained already.
         learning_rate: the peak rate of ``fit`` and of the passes that train.
-        name: what the artifacts are called.
+        name: what the artifacts are called: letters, digits and ``_ . + -``.
 
     Raises ``TaskError`` where a value breaks a rule.
     """
@@ -125,6 +127,8 @@ class Task:
             raise TaskError(f"epochs: expected 0, or a positive number together with train, got {self.epochs}")
         if not self.learning_rate > 0:
             raise TaskError(f"learning_rate: expected a number above 0, got {self.learning_rate}")
+        if not re.fullmatch(NAME, self.name):
+            raise TaskError(f"name: expected letters, digits and _ . + - (128 at most), got {self.name!r}")
         object.__setattr__(self, "inputs", specs)
         for what in ("train", "calibrate", "validate", "test"):
             source = getattr(self, what)
