@@ -24,3 +24,9 @@ def test_the_options_of_a_verb_are_told(verb: str) -> None:
     told = set(re.findall(r"`(--[\w-]+)", section))
     there = {name for option in VERBS[verb].params for name in (*option.opts, *option.secondary_opts) if name[0] == "-"}
     assert told == there - {"--help"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_printed_as_it_is_written(verb: str) -> None:
+    # Help is read as Markdown, which leaves out what looks like a tag.
+    assert not [option.name for option in VERBS[verb].params if re.search(r"<\w", getattr(option, "help", None) or "")]
