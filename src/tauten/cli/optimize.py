@@ -35,7 +35,9 @@ def command(
     level: Annotated[
         str, typer.Option(help="How hard to try: low, medium, high, or a .json file of recipes.")
     ] = "medium",
-    out: Annotated[Path | None, typer.Option(help="Folder for the result. Default: build/ and the task's name.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the result. Default: build/ and the task's name.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the engine, in place of the target's.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the level's recipes and stop.")] = False,
