@@ -92,11 +92,12 @@ def _plain_table(figures: dict[str, Any]) -> str:
 def _beside(document: dict[str, Any]) -> str:
     where = document["environment"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "onnxruntime", "numpy") if name in where)
-    seeds = ", ".join(map(str, document["seeds"])) or "none"
-    return (
-        f"\n`{document['command']}`, {document['created'][:10]}; seeds {seeds}; median, with least and greatest in "
-        f"brackets; {where['cpu']}, {where['cores']} cores, Python {where['python']}, {versions}.\n"
-    )
+    seeds = document["seeds"]
+    told = f"seed {seeds[0]}, one run"
+    if len(seeds) > 1:
+        told = f"seeds {', '.join(map(str, seeds))}; median, with least and greatest in brackets"
+    machine = f"{where['cpu']}, {where['cores']} cores, Python {where['python']}, {versions}"
+    return f"\n`{document['command']}`, {document['created'][:10]}; {told}; {machine}.\n"
 
 
 def _ratio(figure: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tauten.cli.main import app
-from tauten.errors import ConfigError, ExtraMissing, PluginError, TaskError, TautenError
+from tauten.errors import ConfigError, ExtraMissing, TaskError, TautenError
 from tauten.testing.artifacts import tiny_artifact
 
 TASK = """
@@ -134,7 +134,7 @@ def _pickled(path: Path) -> Path:
         (["--data", "UNLABELLED"], TaskError, "expected an array called 'labels'"),
         (["--data", "SHAPE"], TaskError, "image: expected shape"),
         (["--data", "NAMES"], TaskError, "expected inputs"),
-        (["--data", "GOOD", "--metric", "charm"], PluginError, "no metric named 'charm'"),
+        (["--data", "GOOD", "--metric", "charm"], TaskError, "got 'charm'"),
         (["--data", "GOOD", "--metric", "cosine"], ConfigError, "give --reference ARTIFACT"),
         (["--task", "TASK:trained"], ConfigError, "give --reference ARTIFACT"),
         (["--task", "TASK:nothing"], TaskError, "nothing"),

@@ -44,7 +44,9 @@ def test_an_order_that_cannot_work_is_refused_before_any_compute() -> None:
         ({"name": "x", "passes": [{"pass": "prune.magnitude", "rate": 1}]}, "no parameter \\['rate'\\]"),
         ({"name": "x", "passes": [{"pass": "prune.magnitude", "ratio": "lots"}]}, "ratio"),
         ({"name": "x", "passes": [], "lowering": "abacus"}, "no lowering 'abacus'"),
-        ({"name": "../x", "passes": []}, "expected letters"),
+        ({"name": "../x", "passes": []}, "a letter or digit first"),
+        ({"name": ".hidden", "passes": []}, "a letter or digit first"),
+        ({"name": "x" * 101, "passes": []}, "at most 100"),
     ],
 )
 def test_a_recipe_that_is_none_says_what_was_expected(document: object, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,6 +12,8 @@ from tauten.make.lower import LOWERINGS
 from tauten.make.model.model import FLOAT_WEIGHTS
 from tauten.make.model.pass_ import Pass
 from tauten.make.passes import PASSES
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,11 @@ class Recipe:
     lowering: str = "onnx"
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise RecipeError(f"name: expected letters, digits, '-', '_' and '.', got {self.name!r}")
+        if not _NAME.fullmatch(self.name):  # it names the candidate's folder
+            raise RecipeError(
+                "name: expected at most 100 letters, digits, '-', '_' and '.', a letter or digit first, "
+                f"got {self.name!r}"
+            )
         if self.lowering not in LOWERINGS.names():
             raise RecipeError(f"{self.name}: no lowering {self.lowering!r}; there are {', '.join(LOWERINGS.names())}")
         facts = {FLOAT_WEIGHTS}

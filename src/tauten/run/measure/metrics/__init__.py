@@ -30,9 +30,11 @@ def find_metric(metric: str | Metric | Callable[[Arrays, Any], float]) -> Metric
     """A bundled or installed metric by name, a ``Metric`` itself, or a plain function ``(outputs, labels) -> float``.
 
     A plain function counts as better when higher; ``FunctionMetric(function, better="lower")`` says otherwise.
-    Raises ``PluginError`` for an unknown name and ``TaskError`` for anything else.
+    Raises ``TaskError`` for an unknown name or anything else, ``PluginError`` where a metric does not import.
     """
     if isinstance(metric, str):
+        if metric not in METRICS.names():
+            raise TaskError(f"metric: expected one of {', '.join(METRICS.names())}, or a function, got {metric!r}")
         return METRICS.get(metric)
     if isinstance(metric, type):
         raise TaskError(f"metric: expected an instance, got the class {metric.__name__}")
