@@ -18,7 +18,7 @@ from tauten.artifact.read import read_artifact
 from tauten.make.search.evaluator import Sampling
 from tauten.make.search.recipe import Recipe, pass_from_json
 from tauten.make.search.result import Entry
-from tests.unit.optimize.task import batches, task, unlabelled
+from tests.unit.optimize.task import Net, batches, task, unlabelled
 
 INT8 = Recipe("int8", (pass_from_json({"pass": "quantize.post_training"}),))
 CUT = Recipe(
@@ -228,3 +228,30 @@ def test_a_module_that_the_user_holds_is_left_as_it_was(tmp_path: Path) -> None:
     optimize(brought, budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def _loader(generator: torch.Generator | None = None) -> torch.utils.data.DataLoader[Any]:
+    images, labels = batches(128, 2, size=128)[0]
+    pairs = torch.utils.data.TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
+    return torch.utils.data.DataLoader(pairs, batch_size=32, shuffle=True, generator=generator)
+
+
+def test_drops_are_paired_on_a_loader_that_shuffles(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = replace(task(), model=Net().eval(), epochs=0, train=None, validate=_loader(), test=None)
+    result = optimize(given, level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path)
+    again = optimize(given, level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path)
+    alike = batches(128, 2)  # the same samples, in order
+    straight = optimize(
+        replace(given, validate=alike), level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path / "2"
+    )
+    drops = [found.candidates[0].drop_points for found in (result, again, straight)]
+    # An untrained network is right on about half: walks in two orders would disagree on many samples.
+    assert drops[0].value == 0
+    assert drops[0] == drops[1] == drops[2]
+
+
+def test_a_source_that_differs_at_each_walk_is_told(tmp_path: Path) -> None:
+    given = replace(task(), validate=_loader(torch.Generator().manual_seed(0)))
+    with pytest.raises(tauten.TaskError, match="validate: its batches came in another order"):
+        optimize(given, level=[Recipe("same")], out=tmp_path)

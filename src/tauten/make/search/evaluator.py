@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated
 
@@ -19,8 +19,10 @@ from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
 from tauten.core.value import Value
 from tauten.errors import TaskError
+from tauten.make.model.apply import seed_all
 from tauten.make.model.pass_ import Progress
-from tauten.make.model.task import Data, Task
+from tauten.make.model.task import Batch, Data, Task
+from tauten.make.search.identity import add_batch
 from tauten.run.engines import load
 from tauten.run.engines.engine import Engine
 from tauten.run.measure.memory import measure_fresh
@@ -60,12 +62,18 @@ class Remembered:
 
 
 class QualityEvaluator:
-    """Quality against the untouched model, which is ``baseline`` on its engine."""
+    """Quality against the untouched model, which is ``baseline`` on its engine.
 
-    def __init__(self, task: Task, baseline: Artifact) -> None:
+    Drops are paired sample by sample, so every walk over a split has to give the same batches: each begins with the
+    same seed, and ``TaskError`` tells of a source that comes otherwise all the same.
+    """
+
+    def __init__(self, task: Task, baseline: Artifact, seed: int = 0) -> None:
         self.metric = find_metric(task.metric)
         self._task = task
         self._baseline = baseline
+        self._seed = seed
+        self._first_walks: dict[str, str] = {}
         if self.metric.reference:
             self.split = "validate" if task.has("validate") else "calibrate"
         else:
@@ -95,7 +103,20 @@ class QualityEvaluator:
         data = self._task.data(split)
         if not self.metric.reference:
             _labelled(data)
-        return measure_quality(engine, data, self.metric, self._answers if self.metric.reference else None)
+        return measure_quality(engine, self._walk(data), self.metric, self._answers if self.metric.reference else None)
+
+    def _walk(self, data: Data) -> Iterator[Batch]:
+        seed_all(self._seed)
+        seen = hashlib.sha256()
+        for inputs, labels in data:
+            add_batch(seen, inputs, labels)
+            yield inputs, labels
+        if self._first_walks.setdefault(data.what, seen.hexdigest()) != seen.hexdigest():
+            raise TaskError(
+                f"{data.what}: its batches came in another order or with other numbers at another walk, so candidates "
+                "cannot be compared sample by sample; give the same batches at each walk, such as a DataLoader with "
+                "shuffle=False"
+            )
 
     def evaluate(self, artifact: Artifact, size: WhatSize = "artifact") -> Artifact:
         """The artifact with ``quality`` and ``drop_points`` on the validation data in its manifest."""

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from torch import nn
 
 from tauten.core.target import Target
-from tauten.core.tensor import Array
+from tauten.core.tensor import Array, Arrays
 from tauten.make.model.apply import seed_all
 from tauten.make.model.digest import digest
 from tauten.make.model.task import Task
@@ -39,10 +39,7 @@ def identify_task(task: Task, module: nn.Module, seed: int, origin: str = "") ->
             continue
         seed_all(seed)
         for inputs, labels in task.data(what):
-            for name in sorted(inputs):
-                _add(seen, inputs[name])
-            if labels is not None:
-                _add(seen, labels)
+            add_batch(seen, inputs, labels)
     return seen.hexdigest()
 
 
@@ -52,6 +49,14 @@ def identify_candidate(task_key: str, recipe: Recipe, target: Target, seed: int)
     del made["name"]
     parts = {"task": task_key, "recipe": made, "target": target.to_json(), "seed": seed, "tauten": version("tauten")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def add_batch(seen: hashlib._Hash, inputs: Arrays, labels: Array | None) -> None:
+    """Let a hash see one batch: dtypes, shapes and bytes, by the inputs' names in order."""
+    for name in sorted(inputs):
+        _add(seen, inputs[name])
+    if labels is not None:
+        _add(seen, labels)
 
 
 def _code(given: object) -> str:

@@ -178,7 +178,7 @@ class _Run:
         key = identify_candidate(task_key, recipe, self.target, self.seed)
         found = self.workspace.finished(BASELINE, key)
         artifact = found or builder.make(recipe, self.workspace.candidate(BASELINE), key)
-        evaluator = QualityEvaluator(self.task, artifact)
+        evaluator = QualityEvaluator(self.task, artifact, self.seed)
         return evaluator.evaluate(artifact, size="weights"), evaluator
 
     def _search(
