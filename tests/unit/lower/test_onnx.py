@@ -209,3 +209,25 @@ def test_names_that_operations_have_too_stay_the_users(tmp_path: Path) -> None:
     assert list(came) == ["linear", "relu_1", "linear_1"]
     for name, array in expected.items():
         np.testing.assert_allclose(came[name], array, rtol=1e-4, atol=1e-6)
+
+
+class _Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 6)
+        self.recur = nn.LSTM(6, 8, batch_first=True)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.recur(self.embed(tokens))[0]
+
+
+def test_a_dimension_that_the_model_fixes_is_named_with_what_to_do(tmp_path: Path) -> None:
+    tokens = [np.arange(36, dtype=np.int64).reshape(4, 9) % 20]
+    for length, works in (("time", False), (9, True)):
+        spec = TensorSpec(name="tokens", shape=("batch", length), dtype="int64")
+        task = Task(model=_Tagger(), inputs=(spec,), calibrate=tokens)
+        if works:
+            assert engine_of(lower(task), tmp_path)({"tokens": tokens[0]})["output"].shape == (4, 9, 8)
+        else:
+            with pytest.raises(LoweringError, match=r"tokens: dimension 'time' is declared to vary.* declare it as 9"):
+                lower(task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,11 @@ PREFIX = "module."
 
 EXPORTED_BATCH = 2  # torch.export takes a dimension of 1 for a constant
 _LARGEST_BATCH = 65536
+_FIXED = re.compile(
+    r"You marked L\['inputs'\]\[(\d+)\]\.size\(\)\[(\d+)\] as dynamic "
+    r"but your code specialized it to be a constant \((\d+)\)"
+)
+"""How torch.export tells of a dimension that was to stay open and did not."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,12 @@ def _attempt(
         with quiet(), torch.no_grad():
             return torch.export.export(wrapper, tensors, dynamic_shapes=(shapes,), strict=False)
     except Exception as fault:  # torch.export raises what the user's forward raises, and much of its own
+        if fixed := _FIXED.search(str(fault)):
+            spec, axis, size = specs[int(fixed[1])], int(fixed[2]), fixed[3]
+            raise LoweringError(
+                f"{spec.name}: dimension {spec.shape[axis]!r} is declared to vary, but the model fixes it at {size} "
+                f"when it is exported (a recurrent layer does, or a size written in forward): declare it as {size}"
+            ) from fault
         raise LoweringError(f"torch.export: {type(fault).__name__}: {str(fault).strip()[:2000]}") from fault
 
 
