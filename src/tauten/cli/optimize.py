@@ -27,7 +27,9 @@ def command(
     ] = "server-cpu",
     max_drop: Annotated[
         float | None,
-        typer.Option(help=f"Points of the metric that may be lost. Default {DEFAULT_DROP} without limits."),
+        typer.Option(
+            help=f"Points of the metric that may be lost. Without limits {DEFAULT_DROP}, for metrics in percent."
+        ),
     ] = None,
     max_bytes: Annotated[str | None, typer.Option(help="Bytes of the artifact at most: 50KB, 2MB, 512KiB.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="p95 latency at batch 1 at most.")] = None,
@@ -58,9 +60,7 @@ def command(
         "max_latency_ms": max_latency_ms,
         "max_memory_mib": max_memory_mib,
     }
-    if all(limit is None for limit in limits.values()):
-        limits["max_drop"] = DEFAULT_DROP
-    budget = Budget(**limits)
+    budget = None if all(limit is None for limit in limits.values()) else Budget(**limits)
     _need_torch()
     from tauten.make.search.levels import find_level
 
@@ -72,7 +72,13 @@ def command(
 
 
 def _run(
-    reference: str, target: dict[str, Any], budget: Budget, level: str, out: Path | None, seed: int, as_json: bool
+    reference: str,
+    target: dict[str, Any],
+    budget: Budget | None,
+    level: str,
+    out: Path | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
     from tauten.cli.progress import LiveProgress
     from tauten.cli.tables import show_result

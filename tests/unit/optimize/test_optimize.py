@@ -255,3 +255,10 @@ def test_a_source_that_differs_at_each_walk_is_told(tmp_path: Path) -> None:
     given = replace(task(), validate=_loader(torch.Generator().manual_seed(0)))
     with pytest.raises(tauten.TaskError, match="validate: its batches came in another order"):
         optimize(given, level=[Recipe("same")], out=tmp_path)
+
+
+def test_half_a_point_is_no_default_where_a_point_is_not_a_percent(tmp_path: Path) -> None:
+    for metric in ("mse", lambda outputs, labels: 1.0):
+        with pytest.raises(tauten.ConfigError, match="budget: expected a limit"):
+            optimize(replace(task(), metric=metric), level=[INT8], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

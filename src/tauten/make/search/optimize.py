@@ -37,7 +37,7 @@ from tauten.make.search.recipe import Recipe
 from tauten.make.search.result import Entry, Measures, OnTest, Refused, Result
 from tauten.make.search.strategies import STRATEGIES
 from tauten.make.search.workspace import Workspace
-from tauten.run.measure.metrics import FunctionMetric
+from tauten.run.measure.metrics import FunctionMetric, find_metric
 from tauten.run.measure.quality import drop
 from tauten.run.measure.session import Timing
 
@@ -48,7 +48,7 @@ DEFAULT_SAMPLING = Sampling()
 def optimize(
     task: Task,
     target: str | Target = "server-cpu",
-    budget: Budget = DEFAULT_BUDGET,
+    budget: Budget | None = None,
     level: str | Iterable[Recipe] = "medium",
     *,
     out: str | os.PathLike[str] | None = None,
@@ -65,6 +65,9 @@ def optimize(
     so a run that was interrupted goes on where it stopped. ``origin`` is the text that the task was read from,
     ``sampling`` how long to measure.
 
+    Without a budget, at most 0.5 points may be lost; that has a meaning for metrics in percent alone, so that
+    ``ConfigError`` asks for a budget where the metric is another.
+
     Returns a result whose ``met`` says whether anything holds the budget; where nothing does there is no ``best``.
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
     """
@@ -77,7 +80,7 @@ def optimize(
     run = _Run(
         task=task,
         target=where,
-        budget=budget,
+        budget=budget or _default_budget(task),
         level=level if isinstance(level, str) else "custom",
         seed=seed,
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
@@ -88,6 +91,16 @@ def optimize(
     recipes = find_level(level, run.target.engine)
     with run.workspace.opened():
         return run.go(recipes, strategy)
+
+
+def _default_budget(task: Task) -> Budget:
+    unit = find_metric(task.metric).unit
+    if unit != "%":
+        raise ConfigError(
+            f"budget: expected a limit, since the metric is told in {unit!r}, of which half a point may be much or "
+            "little; give max_drop in that unit (--max-drop), or another limit"
+        )
+    return DEFAULT_BUDGET
 
 
 @dataclass(frozen=True)
