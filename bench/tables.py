@@ -13,7 +13,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bench._picture import picture
@@ -59,8 +62,17 @@ def _table(name: str) -> str:
         return ""
     document = json.loads(path.read_text("utf-8"))
     figures = document["figures"]
-    body = _run_table(figures) if "baseline" in figures else _plain_table(figures)
+    own = getattr(_benchmark(name), "table", None)
+    if own is not None:
+        body = own(figures)
+    else:
+        body = _run_table(figures) if "baseline" in figures else _plain_table(figures)
     return f"{body}\n{_beside(document)}\n"
+
+
+def _benchmark(name: str) -> ModuleType | None:
+    """The benchmark that made the figures, which may have a ``table(figures) -> Markdown`` of its own."""
+    return import_module(f"bench.{name}") if find_spec(f"bench.{name}") else None
 
 
 def _run_table(figures: dict[str, Any]) -> str:
