@@ -154,7 +154,7 @@ def trained(
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += loss.item()
         say(f"{name}, seed {seed}: epoch {epoch + 1}/{EPOCHS[name]}, loss {total / len(walk):.4f}")
     module.eval().to(memory_format=torch.contiguous_format)
     say(f"{name}, seed {seed}: trained in {time.perf_counter() - started:.0f} s")

@@ -62,11 +62,8 @@ def _table(name: str) -> str:
         return ""
     document = json.loads(path.read_text("utf-8"))
     figures = document["figures"]
-    own = getattr(_benchmark(name), "table", None)
-    if own is not None:
-        body = own(figures)
-    else:
-        body = _run_table(figures) if "baseline" in figures else _plain_table(figures)
+    plain = _run_table if "baseline" in figures else _plain_table
+    body = getattr(_benchmark(name), "table", plain)(figures)
     return f"{body}\n{_beside(document)}\n"
 
 
