@@ -19,7 +19,7 @@ from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
 from tauten.make.model.task import Task
 from tauten.make.passes.prune._rank import Floors, choose
-from tauten.make.passes.prune.structured import Structured, gather
+from tauten.make.passes.prune.structured import Structured, gather, names_of
 from tests.unit.graph import nets
 
 
@@ -67,6 +67,44 @@ def test_channels_that_hold_nothing_go_first_and_nothing_changes() -> None:
 def test_counts_are_rounded() -> None:
     model = prune(nets.lively(nets.ResNet()), Structured(ratio=0.6, round_to=4))
     assert all(after % 4 == 0 for _, after in sizes(model))
+
+
+def test_a_group_that_loses_nothing_is_not_rounded() -> None:
+    scores = {0: torch.rand(10), 1: torch.rand(10)}
+    assert {
+        place: len(gone) for place, gone in choose(scores, 0, Floors(0.1, 8), together=False, own={1: 0.3}).items()
+    } == {1: 2}
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_groups_have_ratios_of_their_own(scope: str) -> None:
+    module = nets.lively(nets.ResNet())
+    step = Structured(ratio=0.25, scope=scope, ratios=(("layer2.conv1.0.weight", 0.75), ("stem.0.weight", 0.0)))
+    groups = {group["name"]: group for group in prune(module, step).history[-1].notes["groups"]}
+    assert groups["layer2.conv1.0.weight"]["after"] == 3
+    assert "stem.0.weight" not in groups
+    others = [group["after"] for name, group in groups.items() if name != "layer2.conv1.0.weight"]
+    assert sum(others) == 20 - 5
+
+
+def test_ratios_alone_prune_and_an_unknown_group_is_told_those_that_there_are() -> None:
+    module = nets.lively(nets.ResNet())
+    (group,) = prune(module, Structured(ratio=0, ratios=(("stem.0.weight", 0.5),))).history[-1].notes["groups"]
+    assert (group["name"], group["before"], group["after"]) == ("stem.0.weight", 8, 4)
+    with pytest.raises(PassError, match=r"no group \['head'\].*stem\.0\.weight"):
+        prune(module, Structured(ratio=0.5, ratios=(("head", 0.5),)))
+
+
+def test_the_notes_tell_which_channels_stay() -> None:
+    module = nets.lively(nets.ResNet())
+    model = prune(module, Structured(ratio=0.5, scope="layer"))
+    (note,) = [group for group in model.history[-1].notes["groups"] if group["name"] == "layer1.conv1.0.weight"]
+    torch.testing.assert_close(model.module.layer1.conv1[1].bias, module.layer1.conv1[1].bias[note["kept"]])
+
+
+def test_two_groups_of_one_parameter_have_two_names() -> None:
+    (group,) = nets.of(nn.Sequential(nn.Linear(12, 6), nn.Linear(6, 3)), nets.VECTOR).groups
+    assert names_of([group, group]) == ["0.weight", "0.weight#2"]
 
 
 def test_the_result_runs_copies_and_prunes_again() -> None:
@@ -152,6 +190,8 @@ def test_a_layer_of_small_weights_does_not_vanish() -> None:
         {"ratio": 0.5, "scope": "block"},
         {"ratio": 0.5, "round_to": 0},
         {"ratio": 0.5, "keep_at_least": 0.0},
+        {"ratio": 0.5, "ratios": [["a", 1.0]]},
+        {"ratio": 0.5, "ratios": [["a", 0.1], ["a", 0.2]]},
     ],
 )
 def test_parameters_are_checked(parameters: dict[str, object]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -30,19 +31,29 @@ class Floors:
         return min(units, max(self.least(units), nearest))
 
 
-def choose(scores: Mapping[int, torch.Tensor], ratio: float, floors: Floors, *, together: bool) -> dict[int, IdArray]:
+def choose(
+    scores: Mapping[int, torch.Tensor],
+    ratio: float,
+    floors: Floors,
+    *,
+    together: bool,
+    own: Mapping[int, float] = MappingProxyType({}),
+) -> dict[int, IdArray]:
     """The lowest ``ratio`` of units, of each group or of all ``together``; groups that lose none are left out.
+
+    ``own`` are ratios of groups that stand for themselves.
 
     ``scores`` are ``(units,)`` a group. Taken together, each group's are divided by their mean, so that
     a layer of small weights does not vanish (Fang et al., 2023).
     """
     order = {place: torch.argsort(of_group, stable=True).numpy() for place, of_group in scores.items()}
     units = {place: len(of_order) for place, of_order in order.items()}
-    losses = {place: round(ratio * count) for place, count in units.items()}
+    losses = {place: round(own.get(place, ratio) * count) for place, count in units.items()}
     if together:
-        losses = _lowest(scores, order, round(ratio * sum(units.values())), floors)
-    kept = {place: floors.rounded(units[place] - losses[place], units[place]) for place in units}
-    chosen = {place: np.sort(order[place][: units[place] - kept[place]]).astype(np.int64) for place in units}
+        shared = {place: of_group for place, of_group in scores.items() if place not in own}
+        losses |= _lowest(shared, order, round(ratio * sum(units[place] for place in shared)), floors)
+    kept = {place: floors.rounded(units[place] - losses[place], units[place]) for place in units if losses[place]}
+    chosen = {place: np.sort(order[place][: units[place] - kept[place]]).astype(np.int64) for place in kept}
     return {place: gone for place, gone in chosen.items() if gone.size}
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 
 from tauten.errors import PassError, PluginError, RecipeError
 from tauten.make.graph.coupling import Coupling, Group, Removal, couple
+from tauten.make.graph.ids import IdArray
 from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import slim
 from tauten.make.model.model import Model
@@ -33,6 +37,9 @@ class Structured(Pass):
 
     The smaller module is held against the original with zeros in what was removed; groups where the two differ are
     left alone and told under ``refused``.
+
+    ``ratios`` names groups that lose a share of their own instead, as ``(group, share)``; a group is named after the
+    first parameter that makes its channels, as the notes have it. They take no part in ``scope="global"``.
     """
 
     name: ClassVar[str] = "prune.structured"
@@ -42,10 +49,15 @@ class Structured(Pass):
     scope: Literal["layer", "global"] = "global"
     round_to: Annotated[int, Field(ge=1)] = 1
     keep_at_least: Annotated[float, Field(gt=0, le=1)] = 0.1
+    ratios: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ratio < 1:
-            raise RecipeError(f"{self.name}: ratio: expected 0 or more and below 1, got {self.ratio}")
+        for name, ratio in (("ratio", self.ratio), *((f"ratios: {group}", ratio) for group, ratio in self.ratios)):
+            if not 0 <= ratio < 1:
+                raise RecipeError(f"{self.name}: {name}: expected 0 or more and below 1, got {ratio}")
+        given = [group for group, _ in self.ratios]
+        if len(set(given)) < len(given):
+            raise RecipeError(f"{self.name}: ratios: expected each group once, got {given}")
         if self.scope not in ("layer", "global"):
             raise RecipeError(f"{self.name}: scope: expected layer or global, got {self.scope!r}")
         if self.round_to < 1:
@@ -69,33 +81,52 @@ class Structured(Pass):
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(context.seed)
             scores = [_score(group, model.module, CRITERIA.get(self.criterion)) for group in coupling.groups]
-        removal, broken = self._proven(coupling, scores, prover, context)
+        names = names_of(coupling.groups)
+        own = self._own_ratios(names)
+        removal, broken = self._proven(coupling, scores, own, prover, context)
         for place, why in broken.items():
             name = coupling.groups[place].name
             refused[name.rpartition(".")[0] or name] = why
-        if self.ratio and all(of_group.units == 1 or place in broken for place, of_group in enumerate(coupling.groups)):
+        if (self.ratio or any(own.values())) and all(
+            of_group.units == 1 or place in broken for place, of_group in enumerate(coupling.groups)
+        ):
             told = "; ".join(f"{layer}: {why}" for layer, why in list(refused.items())[:5])
             raise PassError(f"no channel of the model can be removed safely: {told or 'it has no coupled channels'}")
         module = slim(model.module, removal)
         return Change(
             module,
             {
-                "groups": [_note(coupling.groups[place], len(units)) for place, units in removal.units.items()],
+                "groups": [
+                    _note(names[place], coupling.groups[place], units) for place, units in removal.units.items()
+                ],
                 "refused": refused,
                 "parameters_before": before,
                 "parameters_after": _count(module),
             },
         )
 
+    def _own_ratios(self, names: Sequence[str]) -> dict[int, float]:
+        """``ratios`` by the group's place."""
+        unknown = [name for name, _ in self.ratios if name not in names]
+        if unknown:
+            raise PassError(f"ratios: no group {unknown}; there are {', '.join(names) or 'none'}")
+        return {names.index(name): ratio for name, ratio in self.ratios}
+
     def _proven(
-        self, coupling: Coupling, scores: list[torch.Tensor], prover: Prover, context: Context
+        self,
+        coupling: Coupling,
+        scores: list[torch.Tensor],
+        own: Mapping[int, float],
+        prover: Prover,
+        context: Context,
     ) -> tuple[Removal, dict[int, str]]:
         """A removal that holds, and the groups that had to be left out for it."""
         broken: dict[int, str] = {}
         floors = Floors(self.keep_at_least, self.round_to)
         while True:
             free = {place: of_group for place, of_group in enumerate(scores) if place not in broken}
-            removal = Removal(coupling.groups, choose(free, self.ratio, floors, together=self.scope == "global"))
+            chosen = choose(free, self.ratio, floors, together=self.scope == "global", own=own)
+            removal = Removal(coupling.groups, chosen)
             context.progress("holding the smaller model against the original", 0.5)
             found = prover.broken(removal)
             if not found:
@@ -129,8 +160,25 @@ def gather(group: Group, module: nn.Module) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _note(group: Group, removed: int) -> dict[str, Any]:
-    return {"parameters": group.parameters, "before": group.units, "after": group.units - removed}
+def names_of(groups: Sequence[Group]) -> list[str]:
+    """A name of its own for each group: that of a second one in the same parameter ends in ``#2``."""
+    seen: Counter[str] = Counter()
+    names = []
+    for group in groups:
+        seen[group.name] += 1
+        names.append(group.name if seen[group.name] == 1 else f"{group.name}#{seen[group.name]}")
+    return names
+
+
+def _note(name: str, group: Group, removed: IdArray) -> dict[str, Any]:
+    kept = np.setdiff1d(np.arange(group.units), removed)
+    return {
+        "name": name,
+        "parameters": group.parameters,
+        "before": group.units,
+        "after": len(kept),
+        "kept": kept.tolist(),
+    }
 
 
 def _count(module: nn.Module) -> int:
