@@ -1,0 +1,235 @@
+"""Half of the channels of a ResNet cut, recovered, then int8: against PyTorch eager fp32, and against Torch-Pruning.
+
+``python -m bench.pruned_cnn``; needs TAUTEN_DATA or a network, and ``pip install torch-pruning``. Finished runs are kept in
+``build/bench``, so that the same command goes on after an interruption; remove that folder to measure anew.
+
+The dense network is trained once a seed. Both tools cut half of the channels of every layer, which leaves one and the same
+architecture; each takes the criterion that is best on validation data after a short recovery. Both are then recovered by the
+same pass with the same data, teacher, epochs and seed, and quantized alike; so what differs is the cut. A third candidate is
+Torch-Pruning's cut trained on labels alone, as its documentation does. The test images are looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tauten
+from bench import _resnet
+from bench._results import spread, write
+from tauten.artifact.read import Artifact
+from tauten.core.target import find_target
+from tauten.make.datasets import Name
+from tauten.make.model.build import to_model
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+from tauten.make.search.builder import CandidateBuilder
+from tauten.make.search.evaluator import QualityEvaluator, time_together
+from tauten.make.search.recipe import Recipe
+from tauten.run.measure.quality import drop
+
+RATIO = 0.5
+SEEDS: dict[Name, tuple[int, ...]] = {"fashion-mnist": (0, 1, 2), "mnist": (0,)}
+EPOCHS: dict[Name, int] = {"fashion-mnist": 4, "mnist": 2}
+RECOVERY = {"learning_rate": 1.5e-3, "temperature": 4.0, "weight": 0.7, "precision": "bfloat16"}
+TRIAL_SAMPLES = 12_800
+"""Training images of the short recovery that a criterion is chosen by."""
+OURS = ("l2", "taylor", "fisher", "wanda", "geometric_median")
+THEIRS = ("magnitude_l1", "magnitude_l2", "taylor", "hessian", "lamp", "fpgm", "bn_scale")
+BATCHES = (1, 8, 16, 32)
+SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One data set and seed. Accuracies are in percent on the test images, times faster as ratios of throughput."""
+
+    dense: float
+    ours_float: float
+    ours: float
+    theirs: float
+    theirs_labels: float
+    drop_points: float
+    points_over_torch_pruning: float
+    points_over_torch_pruning_labels: float
+    criterion: str
+    their_criterion: str
+    speedup_vs_eager: dict[str, float]
+    speedup_vs_engine: dict[str, float]
+    latency_vs_theirs: float
+    bytes_dense: int
+    bytes_ours: int
+
+
+def main() -> None:
+    criteria = _chosen()
+    runs = {name: [_kept(name, seed, criteria) for seed in seeds] for name, seeds in SEEDS.items()}
+    figures: dict[str, Any] = {name: _summary(of_name) for name, of_name in runs.items()}
+    figures["trials"] = criteria["trials"]
+    write("pruned_cnn", "python -m bench.pruned_cnn", SEEDS["fashion-mnist"], figures)
+
+
+def _chosen() -> dict[str, Any]:
+    """The best criterion of each tool on the validation images of Fashion-MNIST, after a short recovery; seed 0."""
+    path = _resnet.CACHE / "pruned_cnn-criteria.json"
+    if path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return kept
+    task = _resnet.task("fashion-mnist", 0)
+    walk = task.train
+    short = replace(task, train=_resnet.Walk(walk.images[:TRIAL_SAMPLES], walk.labels[:TRIAL_SAMPLES], walk.flips))
+    trials: dict[str, dict[str, float]] = {"tauten": {}, "torch_pruning": {}}
+    for tool, names in (("tauten", OURS), ("torch_pruning", THEIRS)):
+        for criterion in names:
+            model = _cut(tool, short, criterion, 0)
+            model = tauten.recover(model, task=short, epochs=1, **RECOVERY)
+            trials[tool][criterion] = _accuracy(model, task)
+            print(f"{tool} {criterion}: {trials[tool][criterion]:.2f} % on validation data", flush=True)
+    found = {"trials": trials, **{tool: max(of_tool, key=of_tool.__getitem__) for tool, of_tool in trials.items()}}
+    path.write_text(json.dumps(found))
+    return found
+
+
+def _cut(tool: str, task: tauten.Task, criterion: str, seed: int) -> Model:
+    if tool == "tauten":
+        return tauten.prune(task, ratio=RATIO, scope="layer", criterion=criterion, seed=seed)
+    from bench._torch_pruning import cut
+
+    torch.manual_seed(seed)
+    return to_model(task).but(module=cut(task, criterion, RATIO))
+
+
+def _accuracy(model: Model, task: tauten.Task) -> float:
+    right = total = 0
+    with torch.inference_mode():
+        for inputs, labels in task.data("validate"):
+            answers = model.module(torch.from_numpy(inputs["image"])).argmax(1).numpy()
+            right, total = right + int((answers == labels).sum()), total + len(answers)
+    return 100 * right / total
+
+
+def _kept(name: Name, seed: int, criteria: dict[str, Any]) -> Run:
+    path = _resnet.CACHE / f"pruned_cnn-{name}-{seed}.json"
+    if not path.is_file():
+        run = _run(name, seed, criteria)
+        path.write_text(json.dumps(asdict(run)))
+        print(json.dumps(asdict(run)), flush=True)
+    return Run(**json.loads(path.read_text("utf-8")))
+
+
+def _run(name: Name, seed: int, criteria: dict[str, Any]) -> Run:
+    task = _resnet.task(name, seed)
+    models = {}
+    for tool in ("tauten", "torch_pruning"):
+        cut = _cut(tool, task, criteria[tool], seed)
+        print(f"{name}, seed {seed}: {tool} cut, {_accuracy(cut, task):.2f} % before recovery", flush=True)
+        models[tool] = tauten.recover(cut, task=task, seed=seed, epochs=EPOCHS[name], **RECOVERY)
+        if tool == "torch_pruning":
+            models["labels"] = tauten.recover(
+                cut, task=task, seed=seed, epochs=EPOCHS[name], **{**RECOVERY, "distill": False}
+            )
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(task, models, seed, Path(folder), criteria)
+
+
+def _measure(task: tauten.Task, models: dict[str, Model], seed: int, folder: Path, criteria: dict[str, Any]) -> Run:
+    dense, target = to_model(task), find_target("server-cpu")
+    target = type(target).from_json({**target.to_json(), "threads": 1})
+    builder = CandidateBuilder(dense, target, Context(task, dense.module, seed))
+    artifacts = {
+        "eager": builder.make(Recipe("eager", (), "eager"), folder / "eager", ""),
+        "engine": builder.make(Recipe("engine", (), "onnx"), folder / "engine", ""),
+        "float": tauten.save(models["tauten"], folder / "float", task=task, target=target),
+    }
+    for tool, model in models.items():
+        small = tauten.quantize(model, "post_training", task=task, seed=seed)
+        artifacts[tool] = tauten.save(small, folder / tool, task=task, target=target, seed=seed)
+    timings = time_together(artifacts, task, target, SECONDS, lambda what, share: None)
+    evaluator = QualityEvaluator(task, artifacts["eager"], seed)
+    on_test = {tool: evaluator.quality(artifact, "test") for tool, artifact in artifacts.items()}
+    percent = {tool: quality.measure.value for tool, quality in on_test.items()}
+
+    def faster(than: str) -> dict[str, float]:
+        ours, theirs = timings["tauten"].measures, timings[than].measures
+        keys = [f"throughput_per_s.{batch}" for batch in BATCHES]
+        return {key.rpartition(".")[2]: ours[key].ratio(theirs[key]) for key in keys}
+
+    pairs = zip(timings["tauten"].rounds_p50_ms, timings["torch_pruning"].rounds_p50_ms, strict=True)
+    return Run(
+        dense=percent["eager"],
+        ours_float=percent["float"],
+        ours=percent["tauten"],
+        theirs=percent["torch_pruning"],
+        theirs_labels=percent["labels"],
+        drop_points=drop(on_test["eager"], on_test["tauten"], evaluator.metric.better).value,
+        points_over_torch_pruning=percent["tauten"] - percent["torch_pruning"],
+        points_over_torch_pruning_labels=percent["tauten"] - percent["labels"],
+        criterion=criteria["tauten"],
+        their_criterion=criteria["torch_pruning"],
+        speedup_vs_eager=faster("eager"),
+        speedup_vs_engine=faster("engine"),
+        latency_vs_theirs=statistics.median(ours / theirs for ours, theirs in pairs),
+        bytes_dense=_weights(artifacts["eager"]),
+        bytes_ours=artifacts["tauten"].size_bytes,
+    )
+
+
+def _weights(artifact: Artifact) -> int:
+    return artifact.manifest.files[artifact.manifest.weights]
+
+
+def _summary(runs: list[Run]) -> dict[str, Any]:
+    names = (
+        "dense", "ours_float", "ours", "theirs", "theirs_labels", "drop_points", "points_over_torch_pruning",
+        "points_over_torch_pruning_labels", "latency_vs_theirs",
+    )  # fmt: skip
+    found: dict[str, Any] = {key: spread([getattr(run, key) for run in runs]) for key in names}
+    found["ratio_bytes"] = spread([run.bytes_dense / run.bytes_ours for run in runs])
+    for key in ("speedup_vs_eager", "speedup_vs_engine"):
+        for batch in BATCHES:
+            found[f"{key}.{batch}"] = spread([getattr(run, key)[str(batch)] for run in runs])
+    found["criterion"], found["their_criterion"] = runs[0].criterion, runs[0].their_criterion
+    return found
+
+
+def table(figures: dict[str, Any]) -> str:
+    """As Markdown: a column a data set."""
+    names = [name for name in SEEDS if name in figures]
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    rows = {
+        "dense, PyTorch eager fp32": ("dense", "{:.2f} %"),
+        "half the channels, float": ("ours_float", "{:.2f} %"),
+        "half the channels, int8": ("ours", "{:.2f} %"),
+        "points lost, dense to int8": ("drop_points", "{:.2f}"),
+        "Torch-Pruning, same recovery, int8": ("theirs", "{:.2f} %"),
+        "Torch-Pruning, labels alone, int8": ("theirs_labels", "{:.2f} %"),
+        "points over Torch-Pruning": ("points_over_torch_pruning", "{:+.2f}"),
+        "latency against its int8, as ratio": ("latency_vs_theirs", "{:.2f}"),
+        "bytes, dense weights to artifact": ("ratio_bytes", "{:.1f} times fewer"),
+    }
+    rows |= {f"throughput against eager, batch {n}": (f"speedup_vs_eager.{n}", "{:.1f} times") for n in BATCHES}
+    rows |= {
+        f"throughput against the engine at fp32, batch {n}": (f"speedup_vs_engine.{n}", "{:.1f} times") for n in (1, 32)
+    }
+    for label, (key, form) in rows.items():
+        lines.append(f"| {label} | {' | '.join(_cell(figures[name][key], form) for name in names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(figure: dict[str, Any], form: str) -> str:
+    told = form.format(figure["median"])
+    if figure["repeats"] == 1:
+        return told
+    plain = form.partition("}")[0] + "}"
+    return f"{told} ({plain.format(figure['low'])} to {plain.format(figure['high'])})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
