@@ -28,9 +28,14 @@ def write(name: str, command: str, seeds: Sequence[int], figures: dict[str, Any]
         "environment": environment(),
         "figures": figures,
     }
+    print(json.dumps(figures, indent=1))
+    return write_document(name, document)
+
+
+def write_document(name: str, document: dict[str, Any]) -> Path:
+    """Write ``bench/results/NAME.json`` as it is."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-    print(json.dumps(figures, indent=1))
     print(f"written: bench/results/{name}.json")
     return path

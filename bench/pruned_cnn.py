@@ -1,12 +1,13 @@
 """Half of the channels of a ResNet cut, recovered, then int8: against PyTorch eager fp32, and against Torch-Pruning.
 
-``python -m bench.pruned_cnn``; needs TAUTEN_DATA or a network, and ``pip install torch-pruning``. Finished runs are kept in
-``build/bench``, so that the same command goes on after an interruption; remove that folder to measure anew.
+``python -m bench.pruned_cnn``; needs TAUTEN_DATA or a network, and ``pip install "tauten[bench]"``. Finished runs are
+kept in ``build/bench``, so that the same command goes on after an interruption; remove that folder to measure anew.
 
-The dense network is trained once a seed. Both tools cut half of the channels of every layer, which leaves one and the same
-architecture; each takes the criterion that is best on validation data after a short recovery. Both are then recovered by the
-same pass with the same data, teacher, epochs and seed, and quantized alike; so what differs is the cut. A third candidate is
-Torch-Pruning's cut trained on labels alone, as its documentation does. The test images are looked at once, at the end.
+The dense network is trained once a seed. Both tools cut half of the channels of every layer, which leaves one and the
+same architecture; each takes the criterion that is best on validation data after a short recovery. Both are then
+recovered by the same pass with the same data, teacher, epochs and seed, and quantized alike; so what differs is the
+cut. A third candidate is Torch-Pruning's cut trained on labels alone, as its documentation does. The test images are
+looked at once, at the end.
 """
 
 from __future__ import annotations
