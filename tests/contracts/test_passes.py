@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 import torch
 
+from tauten.errors import PassError
 from tauten.make.model.pass_ import Change, Pass
 from tauten.make.passes import PASSES
 from tauten.testing import passes
@@ -64,9 +65,43 @@ class Lenient(Pass):
         return Change(model.module)
 
 
+@dataclass(frozen=True)
+class Picky(Pass):
+    """Refuses modules without a part of that name."""
+
+    name: ClassVar[str] = "test.picky"
+    part: str = "blocks"
+
+    def __call__(self, model, context):
+        if not hasattr(model.module, self.part):
+            raise PassError(f"expected {self.part}")
+        return Change(model.module)
+
+
+@dataclass(frozen=True)
+class Careless(Pass):
+    """Takes for granted what only the second task has."""
+
+    name: ClassVar[str] = "test.careless"
+
+    def __call__(self, model, context):
+        return Change(model.module.train(model.module.blocks is None))
+
+
+@pytest.mark.parametrize("check", passes.CHECKS, ids=lambda check: check.__name__)
+def test_a_pass_for_transformers_alone_holds_the_contract(check: Callable[[Pass, Path], None], tmp_path: Path) -> None:
+    check(Picky(), tmp_path)
+
+
+def test_a_pass_that_fails_is_not_tried_on_another_task(tmp_path: Path) -> None:
+    with pytest.raises(PassError, match="AttributeError"):
+        passes.keeps_the_border(Careless(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("step", "check"),
     [
+        (Picky(part="none_has_this"), passes.keeps_the_border),
         (Restless(), passes.repeats_itself),
         (Reaching(), passes.leaves_the_model_alone),
         (Lenient(), passes.refuses_parameters_that_do_not_fit),

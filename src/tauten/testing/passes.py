@@ -1,11 +1,13 @@
 """What every pass must hold.
 
 Each function of ``CHECKS`` takes a pass and an empty folder to work in, and raises ``AssertionError`` where the
-contract is broken. Passes are tried on a tiny residual CNN with labelled data; ``example`` makes one of a class.
+contract is broken. A pass is tried on the first of ``TASKS`` that it does not refuse: a tiny residual CNN, or a tiny
+vision transformer, both with labelled data. ``example`` makes a pass of a class.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, fields
@@ -16,21 +18,24 @@ from typing import Any, Final
 import numpy as np
 
 from tauten.core.target import Target
-from tauten.errors import RecipeError
+from tauten.errors import PassError, RecipeError
 from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
-from tauten.make.model.apply import apply
+from tauten.make.model.apply import apply, seed_all
 from tauten.make.model.build import build, to_model
 from tauten.make.model.digest import digest
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context, Pass
 from tauten.make.model.run import forward
+from tauten.make.model.task import Task
 from tauten.make.passes import PASSES
 from tauten.make.search.recipe import Recipe, pass_from_json
 from tauten.run.engines import load
 from tauten.testing._hold import hold
 from tauten.testing.engines import draw
-from tauten.testing.tiny import residual_task
+from tauten.testing.tiny import residual_task, vision_transformer_task
+
+TASKS: Final[tuple[Callable[[], Task], ...]] = (residual_task, vision_transformer_task)
 
 
 def example(kind: type[Pass]) -> Pass:
@@ -64,12 +69,11 @@ def refuses_parameters_that_do_not_fit(step: Pass, folder: Path) -> None:
 
 def does_what_it_declares(step: Pass, folder: Path) -> None:
     """Facts are added and dropped as declared, one that is needed is asked for, and the record tells of it."""
-    model, context = _model()
-    made = _applied(step)
+    model, context, made = _applied(step)
     expected = (model.facts - step.drops) | step.gives
     hold(made.facts == expected, f"expected facts {sorted(expected)}, got {sorted(made.facts)}")
     record = made.history[-1]
-    parameters = _parameters(step)
+    parameters = json.loads(json.dumps(_parameters(step)))
     hold(record.name == step.name and record.seed == context.seed, f"the record is of {record.name}, {record.seed}")
     hold(record.parameters == parameters, f"the record has parameters {record.parameters}")
     json.dumps(record.to_json())
@@ -84,7 +88,7 @@ def does_what_it_declares(step: Pass, folder: Path) -> None:
 
 def leaves_the_model_alone(step: Pass, folder: Path) -> None:
     """Neither the model that it is applied to nor the reference changes."""
-    model, context = _model()
+    model, context, _ = _applied(step)
     before, reference = digest(model.module), digest(context.reference)
     apply(step, model, context)
     hold(digest(model.module) == before, "the model that was given changed")
@@ -93,19 +97,18 @@ def leaves_the_model_alone(step: Pass, folder: Path) -> None:
 
 def repeats_itself(step: Pass, folder: Path) -> None:
     """The same seed gives the same module."""
-    model, context = _model()
+    model, context, made = _applied(step)
     again = apply(step, model, context)
-    hold(digest(again.module) == digest(_applied(step).module), "the same seed gave another module")
+    hold(digest(again.module) == digest(made.module), "the same seed gave another module")
 
 
 def keeps_the_border(step: Pass, folder: Path) -> None:
     """Outputs keep names, shapes and dtypes, whatever the batch; and the module is in evaluation mode."""
-    model, _ = _model()
-    made = _applied(step)
+    model, _, made = _applied(step)
     hold(made.outputs == model.outputs and made.inputs == model.inputs, "inputs or outputs have other names")
     hold(not any(module.training for module in made.module.modules()), "a module was left in training mode")
     for batch in (1, 5):
-        inputs = {"image": np.ones((batch, 1, 8, 8), np.float32)}
+        inputs = {spec.name: np.ones(spec.concrete(batch), spec.dtype) for spec in model.inputs}
         before = forward(model.module, model.inputs, model.outputs, inputs)
         after = forward(made.module, made.inputs, made.outputs, inputs)
         for name, array in before.items():
@@ -115,8 +118,8 @@ def keeps_the_border(step: Pass, folder: Path) -> None:
 
 def runs_as_an_artifact(step: Pass, folder: Path) -> None:
     """Lowered to ONNX, written and read again, it answers with finite numbers."""
-    _, context = _model()
-    made, target = _applied(step), Target(name="contract")
+    _, context, made = _applied(step)
+    target = Target(name="contract")
     lowered = LOWERINGS.get("onnx")(made, target, context)
     json.dumps(dict(lowered.notes))
     artifact = to_artifact(
@@ -140,15 +143,37 @@ CHECKS: Final[tuple[Callable[[Pass, Path], None], ...]] = (
 
 
 @cache
-def _model() -> tuple[Model, Context]:
-    task = residual_task()
-    return to_model(task), Context(task, build(residual_task()), seed=7)
+def _start(task: Callable[[], Task]) -> tuple[Model, Context]:
+    return to_model(task()), Context(task(), build(task()), seed=7)
 
 
 @cache
-def _applied(step: Pass) -> Model:
-    model, context = _model()
-    return apply(step, model, context)
+def _applied(step: Pass) -> tuple[Model, Context, Model]:
+    """The first task's model that the pass treats, what it is applied with, and the model after it."""
+    refusals = []
+    for task in TASKS:
+        model, context = _start(task)
+        try:
+            return model, context, apply(step, model, context)
+        except PassError:
+            # What the pass raises itself is a refusal; what apply finds wrong is a fault of the pass.
+            reason = _refusal(step, model, context)
+            if reason is None:
+                raise
+            refusals.append(f"{task.__name__}: {reason}")
+    raise AssertionError(f"{step.name} can treat none of the tasks: {'; '.join(refusals)}")
+
+
+def _refusal(step: Pass, model: Model, context: Context) -> str | None:
+    """Why the pass cannot treat the model, in its own words."""
+    seed_all(context.seed)
+    try:
+        step(model.but(module=copy.deepcopy(model.module)), context)
+    except PassError as fault:
+        return str(fault)
+    except Exception:  # noqa: BLE001 - a fault of any kind is no refusal
+        return None
+    return None
 
 
 def _parameters(step: Pass) -> dict[str, Any]:

@@ -71,6 +71,49 @@ class Encoder(nn.Module):
         return average
 
 
+class TransformerBlock(nn.Module):
+    """Attention between tokens, then two linear layers, each on its normalized input and added to it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.mix = (nn.Linear(width, width) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(batch, tokens, width) -> (batch, tokens, width)``."""
+        inner = self.norm1(x)
+        query, key, value = (
+            layer(inner).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = x + self.mix(mixed)
+        out: torch.Tensor = x + self.narrow(nn.functional.gelu(self.wide(self.norm2(x))))
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """``(batch, 1, 8, 8) -> (batch, 4)``: 16 patches and a class token go through blocks; the class token is read."""
+
+    def __init__(self, width: int = 16, heads: int = 2, depth: int = 2) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, 2, 2)
+        self.first = nn.Parameter(torch.randn(1, 1, width))
+        self.places = nn.Parameter(torch.randn(1, 17, width))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        patches = self.patches(image).flatten(2).transpose(1, 2)
+        hidden = torch.cat([self.first.expand(image.shape[0], -1, -1), patches], dim=1) + self.places
+        for block in self.blocks:
+            hidden = block(hidden)
+        scores: torch.Tensor = self.head(self.norm(hidden)[:, 0])
+        return scores
+
+
 def cnn_task(seed: int = 0) -> Task:
     """Two convolutions with batch norm, pooling and a linear layer; 8 x 8 pictures, 4 classes."""
     torch.manual_seed(seed)
@@ -87,6 +130,12 @@ def residual_task(seed: int = 0) -> Task:
     stem = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
     return _pictures(nn.Sequential(*stem, Residual(8, 8, 1), Residual(8, 16, 2), *head), seed)
+
+
+def vision_transformer_task(seed: int = 0) -> Task:
+    """Two transformer blocks over patches and a class token; 8 x 8 pictures, 4 classes."""
+    torch.manual_seed(seed)
+    return _pictures(VisionTransformer(), seed)
 
 
 def two_inputs_task(seed: int = 0) -> Task:
