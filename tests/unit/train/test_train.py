@@ -289,3 +289,30 @@ def test_steps_ask_a_small_data_set_for_more_epochs_and_a_large_one_for_none() -
     assert training.epochs_of(batches=10) == 10
     assert training.epochs_of(batches=33) == 4
     assert training.epochs_of(batches=1000) == 3
+
+
+def test_a_function_is_called_before_each_step() -> None:
+    task, module, seen = classify(), network(), []
+    weights: list[torch.Tensor] = []
+
+    def on_step(step: int, steps: int) -> None:
+        seen.append((step, steps))
+        weights.append(module[0].weight.detach().clone())
+
+    first = module[0].weight.detach().clone()
+    trainer(task, epochs=2)(module, task.data("train"), on_step=on_step)
+    assert seen == [(step, 20) for step in range(20)]
+    assert torch.equal(weights[0], first)
+    assert not torch.equal(weights[1], first)
+
+
+def test_weights_that_are_set_to_zero_on_the_way_stay_zero() -> None:
+    task, module = classify(), network()
+
+    def on_step(step: int, steps: int) -> None:
+        with torch.no_grad():
+            module[0].weight[: step + 1] = 0
+
+    trainer(task, epochs=1)(module, task.data("train"), keep_zeros=True, on_step=on_step)
+    assert torch.count_nonzero(module[0].weight[:10]) == 0
+    assert torch.count_nonzero(module[0].weight[10:]) == module[0].weight[10:].numel()

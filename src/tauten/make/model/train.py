@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,9 +18,12 @@ from tauten.core.value import Value
 from tauten.errors import PassError, TaskError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.pass_ import Progress, silent
+from tauten.make.model.precision import Precision, channels_last, computing_in, in_float32
 from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Data
 
+OnStep = Callable[[int, int], None]
+"""Called with ``(step, steps)`` before each step, from 0 on; it may change weights in place."""
 Objective = Callable[[Tensors, Arrays, torch.Tensor | None], torch.Tensor]
 """``(outputs by name, inputs by name, labels or None) -> scalar``: what training makes small."""
 
@@ -34,6 +37,10 @@ class Training(Value):
     matrices and kernels alone, ``clip_norm`` bounds the norm of the gradient. ``keep_best`` keeps the weights of the
     epoch with the smallest validation loss, the start among them, where there is validation data. ``steps`` asks for
     more epochs where ``epochs`` of them have fewer steps than that: a small data set needs more walks.
+
+    ``precision`` is what products and convolutions are computed in; weights, their updates and the loss stay float32.
+    ``bfloat16`` needs no care; ``float16`` scales the loss so that small gradients are not lost (Micikevicius et al.,
+    2018).
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -43,6 +50,7 @@ class Training(Value):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     clip_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     keep_best: bool = True
+    precision: Precision = "float32"
 
     def epochs_of(self, batches: int) -> int:
         """How many epochs of ``batches`` steps to train for."""
@@ -90,7 +98,8 @@ class Trained:
 class Trainer:
     """Trains a module in place on batches.
 
-    ``inputs`` and ``outputs`` are the module's borders, as in ``Model``.
+    ``inputs`` and ``outputs`` are the module's borders, as in ``Model``. ``teachers`` are the modules that the
+    objective calls.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -99,13 +108,21 @@ class Trainer:
     objective: Objective
     seed: int = 0
     progress: Progress = silent
+    teachers: tuple[nn.Module, ...] = ()
 
     def __call__(
-        self, module: nn.Module, train: Data, validate: Data | None = None, *, keep_zeros: bool = False
+        self,
+        module: nn.Module,
+        train: Data,
+        validate: Data | None = None,
+        *,
+        keep_zeros: bool = False,
+        on_step: OnStep | None = None,
     ) -> Trained:
         """Train ``module`` and leave it in evaluation mode, with the best weights where ``validate`` is given.
 
-        ``keep_zeros`` holds weights (of two dimensions and more) that are exactly zero at zero.
+        ``keep_zeros`` holds weights (of two dimensions and more) that are exactly zero at zero. ``on_step`` may set
+        more of them to zero, or free some; with one, ``Training(keep_best=False)`` keeps what the last step left.
         Raises ``PassError`` where nothing can be trained or the loss is not finite, ``TaskError`` for data that does
         not fit.
         """
@@ -113,8 +130,17 @@ class Trainer:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not parameters:
             raise PassError("training: the module has no parameter that requires a gradient, so nothing can be trained")
-        masks = {p: p != 0 for p in parameters if p.ndim >= 2} if keep_zeros else {}
-        optimizer = self._optimizer(parameters)
+        precision = self.training.precision
+        with channels_last(precision, lambda: self._try(module, train), module, *self.teachers):
+            trained = self._train(module, train, validate, _Stepper(parameters, self.training, keep_zeros), on_step)
+        for parameter in parameters:
+            parameter.grad = None
+        module.eval()
+        return trained
+
+    def _train(
+        self, module: nn.Module, train: Data, validate: Data | None, stepper: _Stepper, on_step: OnStep | None
+    ) -> Trained:
         batches = _count(train)
         epochs = self.training.epochs_of(batches)
         best = _Best(module, self.training.keep_best)
@@ -124,32 +150,20 @@ class Trainer:
         if validate is not None:
             validation.append(best.see(self._validate(module, validate)))
         for epoch in range(epochs):
-            loss, seen = self._epoch(module, train, optimizer, masks, epoch, epochs, batches)
+            loss, seen = self._epoch(module, train, stepper, on_step, epoch, epochs, batches)
             losses.append(loss)
             samples += seen
             if validate is not None:
                 validation.append(best.see(self._validate(module, validate)))
-        for parameter in parameters:
-            parameter.grad = None
-        module.eval()
         best_epoch = best.restore() if validate is not None else epochs
         return Trained(best_epoch, tuple(losses), tuple(validation), samples)
-
-    def _optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
-        # Decay pulls biases and the scales of normalization off their optimum without making the function simpler.
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.training.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.training.learning_rate)
 
     def _epoch(
         self,
         module: nn.Module,
         train: Data,
-        optimizer: torch.optim.AdamW,
-        masks: Mapping[nn.Parameter, torch.Tensor],
+        stepper: _Stepper,
+        on_step: OnStep | None,
         epoch: int,
         epochs: int,
         batches: int,
@@ -158,16 +172,18 @@ class Trainer:
         module.train()
         total, samples = 0.0, 0
         for index, (inputs, labels) in enumerate(train):
-            rate = self.training.rate(epoch * batches + index, epochs * batches)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            step, steps = epoch * batches + index, epochs * batches
+            where = f"epoch {epoch + 1}/{epochs}, batch {index + 1}"
+            rate = self.training.rate(step, steps)
+            if on_step is not None:
+                on_step(min(step, steps - 1), steps)
+                stepper.hold_zeros()
             size = self._samples(inputs)
             with _batch_norm_for(module, size):
                 loss = self._loss(module, inputs, labels)
             value = float(loss.detach())
-            where = f"epoch {epoch + 1}/{epochs}, batch {index + 1}"
             _check_finite(value, "loss", where, rate)
-            self._step(loss, optimizer, masks, where, rate)
+            stepper.step(loss, rate, where)
             total += value * size
             samples += size
             if index % every == 0:
@@ -175,30 +191,9 @@ class Trainer:
                 self.progress(f"epoch {epoch + 1}/{epochs}, loss {total / samples:.4f}", share)
         return total / samples, samples
 
-    def _step(
-        self,
-        loss: torch.Tensor,
-        optimizer: torch.optim.AdamW,
-        masks: Mapping[nn.Parameter, torch.Tensor],
-        where: str,
-        rate: float,
-    ) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        # Before clipping, so that pruned weights take no part of the norm.
-        for parameter, mask in masks.items():
-            if parameter.grad is not None:
-                parameter.grad.mul_(mask)
-        given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(given, self.training.clip_norm))
-        _check_finite(norm, "norm of the gradient", where, rate)
-        optimizer.step()
-        with torch.no_grad():
-            for parameter, mask in masks.items():
-                parameter.mul_(mask)
-
     def _loss(self, module: nn.Module, inputs: Arrays, labels: Array | None) -> torch.Tensor:
-        outputs = call(module, self.inputs, self.outputs, inputs)
+        with computing_in(self.training.precision, _device(module)):
+            outputs = in_float32(call(module, self.inputs, self.outputs, inputs))
         device = next(iter(outputs.values())).device
         return self.objective(outputs, inputs, None if labels is None else to_tensor(labels).to(device))
 
@@ -212,6 +207,17 @@ class Trainer:
                 samples += size
         return total / samples
 
+    def _try(self, module: nn.Module, train: Data) -> None:
+        """One batch forward, as training does it."""
+        inputs, labels = next(iter(train))
+        was = module.training
+        module.train()
+        try:
+            with _batch_norm_for(module, self._samples(inputs)):
+                self._loss(module, inputs, labels)
+        finally:
+            module.train(was)
+
     def _samples(self, inputs: Arrays) -> int:
         for spec in self.inputs:
             if spec.batch_axis is not None:
@@ -220,6 +226,49 @@ class Trainer:
                     raise TaskError("training: expected batches of at least one sample, got an empty one")
                 return size
         return 1
+
+
+class _Stepper:
+    """Takes steps along gradients: AdamW, clipped, with what is to stay zero held there."""
+
+    def __init__(self, parameters: list[nn.Parameter], training: Training, keep_zeros: bool) -> None:
+        self._parameters = parameters
+        self._training = training
+        self._held = [p for p in parameters if p.ndim >= 2] if keep_zeros else []
+        self._masks: list[torch.Tensor] = []
+        # Decay pulls biases and the scales of normalization off their optimum without making the function simpler.
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self._optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
+        self._scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=training.precision == "float16")
+        self.hold_zeros()
+
+    def hold_zeros(self) -> None:
+        """What is zero now stays so."""
+        self._masks = [parameter != 0 for parameter in self._held]
+
+    def step(self, loss: torch.Tensor, rate: float, where: str) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self._scaler.scale(loss))
+        self._scaler.unscale_(self._optimizer)
+        # Before clipping, so that pruned weights take no part of the norm.
+        for parameter, mask in zip(self._held, self._masks, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._training.clip_norm))
+        # With float16 a norm that overflows makes the scaler leave this step out and scale less.
+        if not self._scaler.is_enabled() or self._scaler.get_scale() < 1:
+            _check_finite(norm, "norm of the gradient", where, rate)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        with torch.no_grad():
+            for parameter, mask in zip(self._held, self._masks, strict=True):
+                parameter.mul_(mask)
 
 
 class _Best:
@@ -281,6 +330,10 @@ def _count(data: Data) -> int:
     except TypeError:
         count = sum(1 for _ in batches)
     return max(1, count)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
 
 
 def _check_finite(value: float, what: str, where: str, rate: float) -> None:

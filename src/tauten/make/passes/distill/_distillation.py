@@ -12,6 +12,7 @@ from tauten.errors import PassError
 from tauten.make.model.loss import Loss, class_axis, task_loss
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
+from tauten.make.model.precision import Precision, computing_in, in_float32
 from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Task
 from tauten.make.passes.distill._losses import outputs_error, soft_targets
@@ -31,12 +32,15 @@ class Distillation:
     axis: int | None
     temperature: float
     weight: float
+    precision: Precision = "float32"
 
     @classmethod
-    def of(cls, model: Model, context: Context, temperature: float, weight: float) -> Distillation:
+    def of(
+        cls, model: Model, context: Context, temperature: float, weight: float, precision: Precision = "float32"
+    ) -> Distillation:
         """Distil from the untouched module, whose outputs are class logits where the task's labels say so."""
         axis = _find_class_axis(model, context.reference, context.task)
-        return cls(model, context.reference, task_loss(context.task), axis, temperature, weight)
+        return cls(model, context.reference, task_loss(context.task), axis, temperature, weight, precision)
 
     @property
     def kind(self) -> str:
@@ -44,8 +48,9 @@ class Distillation:
         return "outputs" if self.axis is None else "logits"
 
     def __call__(self, outputs: Tensors, inputs: Arrays, labels: torch.Tensor | None) -> torch.Tensor:
-        with torch.no_grad():
-            targets = call(self.teacher, self.model.inputs, self.model.outputs, inputs)
+        device = next(iter(outputs.values())).device
+        with torch.no_grad(), computing_in(self.precision, device):
+            targets = in_float32(call(self.teacher, self.model.inputs, self.model.outputs, inputs))
         terms = [
             soft_targets(outputs[name], target, self.temperature, self.axis)
             if index == 0 and self.axis is not None

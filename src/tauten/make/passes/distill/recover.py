@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from tauten.errors import PassError, RecipeError
 from tauten.make.model.fit import has_labels, labelled
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context, Pass
+from tauten.make.model.precision import Precision
 from tauten.make.model.task import Data, Task
 from tauten.make.model.train import Trainer, Training
 from tauten.make.passes.distill._distillation import Distillation
@@ -27,7 +28,8 @@ class Recover(Pass):
     data are kept, so that the loss there never ends above where it began.
 
     ``steps`` asks for more epochs where ``epochs`` of them have fewer steps: a small data set needs more walks.
-    ``learning_rate`` is the peak; default: the task's.
+    ``learning_rate`` is the peak; default: the task's. ``precision`` is what products and convolutions are computed in
+    while training, the teacher's too; the weights stay float32.
     """
 
     name: ClassVar[str] = "distill.recover"
@@ -39,6 +41,7 @@ class Recover(Pass):
     distill: bool = True
     temperature: float = 4.0
     weight: float = 0.5
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -51,6 +54,9 @@ class Recover(Pass):
             raise RecipeError(f"{self.name}: temperature: expected a number above 0, got {self.temperature}")
         if not 0 <= self.weight <= 1:
             raise RecipeError(f"{self.name}: weight: expected a number from 0 to 1, got {self.weight}")
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise RecipeError(f"{self.name}: precision: expected one of {known}, got {self.precision!r}")
 
     def __call__(self, model: Model, context: Context) -> Change:
         """Train ``model.module`` in place. Raises ``PassError`` where there is neither a label nor a teacher."""
@@ -59,16 +65,22 @@ class Recover(Pass):
             raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
         if not self.distill and not has_labels(task.data("train")):
             raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
-        distillation = Distillation.of(model, context, self.temperature, self.weight) if self.distill else None
+        distillation = (
+            Distillation.of(model, context, self.temperature, self.weight, self.precision) if self.distill else None
+        )
         trainer = Trainer(
             inputs=model.inputs,
             outputs=model.outputs,
             training=Training(
-                epochs=self.epochs, steps=self.steps, learning_rate=self.learning_rate or task.learning_rate
+                epochs=self.epochs,
+                steps=self.steps,
+                learning_rate=self.learning_rate or task.learning_rate,
+                precision=self.precision,
             ),
             objective=distillation or labelled(task),
             seed=context.seed,
             progress=context.progress,
+            teachers=(context.reference,) if self.distill else (),
         )
         trained = trainer(model.module, task.data("train"), self._held_out(task), keep_zeros=SPARSE in model.facts)
         return Change(model.module, {**trained.to_notes(), "distilled": distillation and distillation.kind})

@@ -1,0 +1,89 @@
+"""Training in fewer bits: what is computed in them, and how pictures lie in memory meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from tauten.make.model.run import Tensors
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def computing_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """What a forward pass runs under: matrix products and convolutions in ``precision``, sums and norms in float32."""
+    dtype = _DTYPES.get(precision, torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "float32")
+
+
+def in_float32(outputs: Tensors) -> Tensors:
+    """The same outputs, those in 16 bits widened, so that a loss is computed in float32."""
+    half = (torch.float16, torch.bfloat16)
+    return {name: tensor.float() if tensor.dtype in half else tensor for name, tensor in outputs.items()}
+
+
+@contextmanager
+def channels_last(precision: Precision, trial: Callable[[], object], *modules: nn.Module) -> Iterator[bool]:
+    """Kernels of 2-d convolutions stored channels last while this lasts, where training is in 16 bits.
+
+    The 16-bit kernels of processors and GPUs want it so: in rows they lose what the fewer bits gain. Numbers stay
+    where they are in the tensor, strides alone change. ``trial`` runs the modules on one batch; where it fails, as a
+    ``view`` over channels does that wants them in rows, they are stored as they were and ``False`` is given.
+    """
+    kernels = [kernel for module in modules for kernel in _kernels(module)] if precision != "float32" else []
+    if not kernels:
+        yield False
+        return
+    strides = [kernel.stride() for kernel in kernels]
+    _store(kernels, torch.channels_last)
+    worked = _runs(trial, modules)
+    if not worked:
+        _restore(kernels, strides)
+    try:
+        yield worked
+    finally:
+        if worked:
+            _restore(kernels, strides)
+
+
+def _kernels(module: nn.Module) -> list[nn.Parameter]:
+    layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    found = dict.fromkeys(layer.weight for layer in layers)  # one that is shared once
+    return [kernel for kernel in found if isinstance(kernel, nn.Parameter) and kernel.is_contiguous()]
+
+
+def _runs(trial: Callable[[], object], modules: tuple[nn.Module, ...]) -> bool:
+    """Whether ``trial`` gets through; modules' buffers and the random numbers are as before in any case."""
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(modules)):
+            trial()
+    except RuntimeError:
+        return False
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+    return True
+
+
+def _cuda(modules: tuple[nn.Module, ...]) -> list[torch.device]:
+    devices = {parameter.device for module in modules for parameter in module.parameters()}
+    return [device for device in devices if device.type == "cuda"]
+
+
+def _store(kernels: list[nn.Parameter], form: torch.memory_format) -> None:
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=form)
+
+
+def _restore(kernels: list[nn.Parameter], strides: list[tuple[int, ...]]) -> None:
+    for kernel, stride in zip(kernels, strides, strict=True):
+        rows = torch.empty_strided(kernel.shape, stride, dtype=kernel.dtype, device=kernel.device)
+        kernel.data = rows.copy_(kernel.data)
