@@ -40,6 +40,9 @@ class Sampling(Value):
     starts: Annotated[int, Field(ge=1)] = 3
 
 
+DEFAULT_SAMPLING = Sampling()
+
+
 class Remembered:
     """An engine's answers, each computed once: the original is asked the same questions for every candidate."""
 

@@ -1,0 +1,212 @@
+"""Where candidates of one task are made and measured, beside the untouched model: what every kind of run shares."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from tauten.artifact.layers import layers
+from tauten.artifact.read import Artifact
+from tauten.artifact.write import WhatSize, write_measures
+from tauten.core.measure import Measure
+from tauten.core.target import Target, find_target
+from tauten.errors import ConfigError
+from tauten.make.model.apply import seed_all
+from tauten.make.model.build import to_model
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+from tauten.make.model.task import Task
+from tauten.make.search.builder import CandidateBuilder
+from tauten.make.search.evaluator import QualityEvaluator, Sampling, time_together, weigh
+from tauten.make.search.identity import identify_candidate, identify_task
+from tauten.make.search.levels import BASELINE, ENGINE_BASELINE
+from tauten.make.search.observe import Observer, Silent
+from tauten.make.search.recipe import Recipe
+from tauten.make.search.result import Entry, Measures
+from tauten.make.search.workspace import Workspace
+from tauten.run.measure.metrics import FunctionMetric
+from tauten.run.measure.session import Timing
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a run is asked for: the task, where it will run, the seed, how long to measure, and who is told.
+
+    ``origin`` is the text that the task was read from. Raises ``ConfigError`` for a target on which the untouched
+    model cannot be measured.
+    """
+
+    task: Task
+    target: Target
+    seed: int
+    sampling: Sampling
+    observer: Observer
+    origin: str
+
+    def __post_init__(self) -> None:
+        if self.target.device != "cpu":
+            raise ConfigError(
+                f"target {self.target.name}: expected a device that the baselines run on (cpu), got "
+                f"{self.target.device}; tauten.save writes an artifact for it, which can be measured and served there"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        target: str | Target,
+        seed: int,
+        sampling: Sampling,
+        observer: Observer | None,
+        origin: str,
+    ) -> Order:
+        """The order in the words of a caller: a target by name, and perhaps nobody who is told."""
+        return cls(task, find_target(target), seed, sampling, observer or Silent(), origin)
+
+
+class Workshop:
+    """Makes candidates in ``workspace``, which the caller holds open.
+
+    Building it looks at the model, trains it where the task says so, and measures both baselines: ``baseline``, the
+    untouched model in PyTorch eager fp32, and ``engine_baseline``, the same on the target's engine.
+    """
+
+    def __init__(self, order: Order, workspace: Workspace, left: int = 0) -> None:
+        self.order = order
+        self.workspace = workspace
+        self.started = time.perf_counter()
+        self.model, self._task_key = self._prepare()
+        context = Context(order.task, self.model.module, order.seed, order.observer.step)
+        self.builder = CandidateBuilder(self.model, order.target, context)
+        self.baseline, self.evaluator = self._baseline()
+        self.engine_baseline, _ = self._make(Recipe(ENGINE_BASELINE, (), order.target.engine), left)
+
+    @property
+    def baselines(self) -> dict[str, Artifact]:
+        """Both, by name."""
+        return {BASELINE: self.baseline, ENGINE_BASELINE: self.engine_baseline}
+
+    def key(self, recipe: Recipe) -> str:
+        """What tells whether an earlier run's candidate is the one that ``recipe`` makes."""
+        return identify_candidate(self._task_key, recipe, self.order.target, self.order.seed)
+
+    def make(self, recipe: Recipe, left: int = 0) -> tuple[Artifact, bool]:
+        """The candidate of a recipe with its quality measured, and whether an earlier run had finished it.
+
+        ``left`` is how many more will be asked for. Raises ``RecipeError`` where the task or the target cannot have
+        it, and whatever the passes and the lowering raise.
+        """
+        self.builder.check(recipe)
+        return self._make(recipe, left)
+
+    def _make(self, recipe: Recipe, left: int) -> tuple[Artifact, bool]:
+        self.order.observer.stage(recipe.name, left)
+        key = self.key(recipe)
+        artifact = self.workspace.finished(recipe.name, key)
+        if artifact is None:
+            artifact = self.builder.make(recipe, self.workspace.candidate(recipe.name), key)
+        elif {"quality", "drop_points"} <= set(artifact.manifest.measures):
+            return artifact, True
+        self.order.observer.step("measure quality", 0.9)
+        return self.evaluator.evaluate(artifact), False
+
+    def time(self, artifacts: Mapping[str, Artifact], seconds: float | None = None) -> dict[str, Timing]:
+        """Latency and throughput of all in one session, in turn."""
+        order = self.order
+        return time_together(
+            artifacts, order.task, order.target, seconds or order.sampling.seconds, order.observer.step
+        )
+
+    def measure(
+        self, artifacts: Mapping[str, Artifact], *, weighed: bool = True
+    ) -> tuple[dict[str, Artifact], dict[str, Timing]]:
+        """Time of all side by side, and memory and start-up where they are ``weighed``, written to their manifests."""
+        observer = self.order.observer
+        observer.stage(f"measure {len(artifacts)} artifacts side by side")
+        timings = self.time(artifacts)
+        measured: dict[str, Artifact] = {}
+        for index, (name, artifact) in enumerate(artifacts.items()):
+            measures: dict[str, Measure] = dict(timings[name].measures)
+            if weighed:
+                observer.step(f"start and weigh {name}", index / len(artifacts))
+                measures |= weigh(artifact, self.order.task, self.order.target, self.order.sampling.starts)
+            size: WhatSize = "weights" if name == BASELINE else "artifact"
+            measured[name] = write_measures(artifact, measures, size)
+        return measured, timings
+
+    def entry(self, name: str, artifact: Artifact) -> Entry:
+        """A candidate as results tell it, from its manifest."""
+        manifest = artifact.manifest
+        measures: Measures = {}
+        by_batch: dict[str, Measure] = {}
+        for key, measure in manifest.measures.items():
+            kind, _, batch = key.partition(".")
+            if kind == "throughput_per_s":
+                by_batch[batch] = measure
+            elif kind != "drop_points":
+                measures[key] = measure
+        if by_batch:
+            measures["throughput_per_s"] = dict(sorted(by_batch.items(), key=lambda item: int(item[0])))
+        return Entry(
+            name=name,
+            recipe={**manifest.recipe, "name": name},
+            artifact=self.workspace.relative(artifact),
+            measures=measures,
+            drop_points=manifest.measures.get("drop_points"),
+            history=tuple(record.to_json() for record in manifest.history),
+            layers=tuple(layer.to_json() for layer in layers(artifact)),
+        )
+
+    def metric(self) -> dict[str, str]:
+        """What quality is: name, unit, and which way is better."""
+        metric = self.order.task.metric
+        metric = metric.function if isinstance(metric, FunctionMetric) else metric
+        name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        return {"name": name, "unit": self.evaluator.metric.unit, "better": self.evaluator.metric.better}
+
+    def caveats(self) -> tuple[str, ...]:
+        """What a reader of the comparison with the baselines must know."""
+        notes = [record.notes.get("not_fused") for record in self.baseline.manifest.history]
+        names = [name for found in notes if isinstance(found, dict) for name in found]
+        if not names:
+            return ()
+        return (
+            "PyTorch's fused encoder kernel does not survive export, so the module itself may be faster than the "
+            f"baseline measured here, and speed-ups against it are flattered: {', '.join(names)}.",
+        )
+
+    def _prepare(self) -> tuple[Model, str]:
+        """The model to start from (trained where the task says so), and what identifies the task."""
+        order = self.order
+        order.observer.stage("look at the model")
+        seed_all(order.seed)
+        model = to_model(order.task)
+        key = identify_task(order.task, model.module, order.seed, order.origin)
+        if not order.task.epochs:
+            return model, key
+        weights = self.workspace.load_fitted(key)
+        if weights is None:
+            order.observer.stage("train the model")
+            from tauten.make.model.fit import fit
+
+            fitted = fit(replace(order.task, model=model.module), order.seed, order.observer.step).build()
+            weights = {name: tensor.detach().cpu().numpy() for name, tensor in fitted.state_dict().items()}
+            self.workspace.save_fitted(key, weights)
+        # A copy: the module may be the user's own.
+        module = copy.deepcopy(model.module)
+        module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
+        return model.but(module=module.eval()), key
+
+    def _baseline(self) -> tuple[Artifact, QualityEvaluator]:
+        """The untouched model in PyTorch eager fp32; its size is that of its weights as safetensors."""
+        self.order.observer.stage("measure the untouched model")
+        recipe = Recipe(BASELINE, (), "eager")
+        key = self.key(recipe)
+        found = self.workspace.finished(BASELINE, key)
+        artifact = found or self.builder.make(recipe, self.workspace.candidate(BASELINE), key)
+        evaluator = QualityEvaluator(self.order.task, artifact, self.order.seed)
+        return evaluator.evaluate(artifact, size="weights"), evaluator
