@@ -30,6 +30,19 @@ def take_rows(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], rows: Se
     }
 
 
+def join_rows(specs: Sequence[TensorSpec], parts: Sequence[Mapping[str, Array]]) -> Arrays:
+    """The samples of all ``parts``, which are of one shape but for their number.
+
+    An input without a batch dimension is the first part's.
+    """
+    return {
+        spec.name: parts[0][spec.name]
+        if spec.batch_axis is None or len(parts) == 1
+        else np.concatenate([part[spec.name] for part in parts], axis=spec.batch_axis)
+        for spec in specs
+    }
+
+
 def resize_rows(specs: Sequence[TensorSpec], arrays: Mapping[str, Array], count: int) -> Arrays:
     """``count`` samples: cut short, or repeated from the first on.
 

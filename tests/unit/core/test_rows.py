@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tauten.core.rows import count_rows, has_batch, resize_rows, take_rows
+from tauten.core.rows import count_rows, has_batch, join_rows, resize_rows, take_rows
 from tauten.core.tensor import TensorSpec
 from tauten.errors import InputError
 
@@ -20,6 +20,15 @@ def test_rows_are_cut_or_repeated_along_the_batch(batch: int) -> None:
     np.testing.assert_array_equal(found["x"], SAMPLE["x"][rows])
     np.testing.assert_array_equal(found["last"], SAMPLE["last"][:, rows])
     assert count_rows(SPECS, found) == batch
+
+
+def test_parts_are_joined_along_the_batch() -> None:
+    parts = [take_rows(SPECS, SAMPLE, rows) for rows in ([0, 1], [2])]
+    joined = join_rows(SPECS, parts)
+    for name, array in SAMPLE.items():
+        np.testing.assert_array_equal(joined[name], array)
+    fixed = (TensorSpec(name="x", shape=(3, 2)),)
+    np.testing.assert_array_equal(join_rows(fixed, [SAMPLE, SAMPLE])["x"], SAMPLE["x"])
 
 
 def test_a_fixed_shape_is_met_by_cutting() -> None:

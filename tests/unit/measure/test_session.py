@@ -8,15 +8,17 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tauten.core.target import Target
-from tauten.core.tensor import TensorSpec
+from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import MeasureError
+from tauten.run.engines.null import Null
+from tauten.run.measure._session_main import in_turn
 from tauten.run.measure.session import measure_together
 
 Make = Callable[..., Path]
@@ -54,6 +56,24 @@ def test_batches_that_shapes_or_target_do_not_take_are_left_out(artifact_of: Mak
     found = together({"fixed": fixed, "small": small}, batches=(8, 16))
     assert set(found["fixed"].measures) == LATENCIES
     assert set(found["small"].measures) == LATENCIES | {"throughput_per_s.8"}
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"), [(1, [[0], [1], [2], [0]]), (2, [[0, 1], [0, 1]]), (5, [[0, 1, 2, 0, 1]])]
+)
+def test_calls_walk_over_the_rows(batch: int, expected: list[list[int]]) -> None:
+    seen: list[list[float]] = []
+
+    class Recording(Null):
+        def run(self, inputs: Mapping[str, Array]) -> Arrays:
+            seen.append(inputs["x"][:, 0].tolist())
+            return {}
+
+    specs = (TensorSpec(name="x", shape=("batch", 1)),)
+    call = in_turn(Recording(specs, ()), {"x": np.arange(3, dtype=np.float32)[:, None]}, batch)
+    for _ in expected:
+        call()
+    assert seen == expected
 
 
 def test_the_threads_reach_the_engine(artifact_of: Make) -> None:

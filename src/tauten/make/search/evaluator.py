@@ -14,7 +14,7 @@ from pydantic import Field
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import WhatSize, write_measures
 from tauten.core.measure import Measure
-from tauten.core.rows import resize_rows
+from tauten.core.rows import count_rows, has_batch, join_rows, resize_rows
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
 from tauten.core.value import Value
@@ -29,7 +29,9 @@ from tauten.run.measure.memory import measure_fresh
 from tauten.run.measure.quality import Quality, drop, find_metric, measure_quality
 from tauten.run.measure.session import Timing, measure_together
 
-ROWS = 32
+ROWS = 128
+"""Samples that calls are timed on, in turn; fewer where they would be large."""
+MAX_ROWS_BYTES = 2**24
 MAX_REMEMBERED_BYTES = 2**30
 
 
@@ -132,7 +134,8 @@ def time_together(
     artifacts: Mapping[str, Artifact], task: Task, target: Target, seconds: float, progress: Progress
 ) -> dict[str, Timing]:
     """Latency and throughput of all, interleaved in one fresh process, on real inputs."""
-    sample = rows(task, max(ROWS, target.batch))
+    one = sum(array.nbytes for array in rows(task, 1).values())
+    sample = rows(task, max(min(ROWS, MAX_ROWS_BYTES // max(one, 1)), target.batch))
     batches = [batch for batch in (1, 8, 16, 32) if batch <= target.batch] or [1]
     paths = {name: artifact.path for name, artifact in artifacts.items()}
     return measure_together(paths, sample, threads=target.threads, batches=batches, seconds=seconds, progress=progress)
@@ -144,9 +147,21 @@ def weigh(artifact: Artifact, task: Task, target: Target, repeats: int) -> dict[
 
 
 def rows(task: Task, count: int) -> Arrays:
-    """``count`` rows of calibration data, repeated where there are fewer."""
-    inputs, _ = next(iter(task.data("calibrate")))
-    return resize_rows(task.inputs, inputs, count)
+    """``count`` rows of calibration data, repeated where there are fewer of the first batch's shape."""
+    gathered: list[Arrays] = []
+    for inputs, _ in task.data("calibrate"):
+        if gathered and not _alike(task, gathered[0], inputs):
+            continue
+        gathered.append(inputs)
+        if not has_batch(task.inputs) or sum(count_rows(task.inputs, some) for some in gathered) >= count:
+            break
+    return resize_rows(task.inputs, join_rows(task.inputs, gathered), count)
+
+
+def _alike(task: Task, one: Arrays, other: Arrays) -> bool:
+    """Whether two batches have the same shapes, the number of samples aside."""
+    sizes = [resize_rows(task.inputs, arrays, 1) for arrays in (one, other)]
+    return all(sizes[0][name].shape == sizes[1][name].shape for name in sizes[0])
 
 
 def _labelled(data: Data) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tauten.artifact.read import read_artifact
-from tauten.core.rows import has_batch, resize_rows
+from tauten.core.rows import count_rows, has_batch, resize_rows, take_rows
 from tauten.core.tensor import Arrays
 from tauten.errors import TautenError
 from tauten.run.engines import load
@@ -69,11 +69,7 @@ def _measure(
     gc.freeze()
     gc.disable()
     for index, batch in enumerate(batches):
-        calls = {
-            name: partial(engine, resize_rows(engine.inputs, sample, batch))
-            for name, engine in engines.items()
-            if batch <= most[name]
-        }
+        calls = {name: in_turn(engine, sample, batch) for name, engine in engines.items() if batch <= most[name]}
         done, weight = sum(weights[:index]) / sum(weights), weights[index] / sum(weights)
 
         def tell(share: float, batch: int = batch, done: float = done, weight: float = weight) -> None:
@@ -84,6 +80,19 @@ def _measure(
         taken.update({(name, batch): rounds for name, rounds in found.items()})
         gc.collect()
     return taken
+
+
+def in_turn(engine: Engine, sample: Arrays, batch: int) -> Callable[[], object]:
+    """Calls the engine on ``batch`` rows of the sample, each time on the next ones.
+
+    A network that decides by its input how much to compute takes another time for each, so that one row again and
+    again would measure nothing but that row.
+    """
+    first = resize_rows(engine.inputs, sample, batch)
+    starts = range(batch, count_rows(engine.inputs, sample) - batch + 1, batch)
+    others = [take_rows(engine.inputs, sample, range(at, at + batch)) for at in starts]
+    inputs = cycle([first, *others])
+    return lambda: engine(next(inputs))
 
 
 def _pack(names: list[str], taken: Mapping[tuple[str, int], list[Nanoseconds]]) -> Arrays:
