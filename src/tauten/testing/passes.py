@@ -39,9 +39,18 @@ TASKS: Final[tuple[Callable[[], Task], ...]] = (residual_task, vision_transforme
 
 
 def example(kind: type[Pass]) -> Pass:
-    """A pass of that class: with its defaults, and a half for each number that has none."""
+    """A pass of that class: with its defaults, and a half for each number that has none.
+
+    Where the defaults alone do not say what to do, because one of several parameters must, that is ``ratio``, a half.
+    """
     required = [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
-    return kind.from_parameters(dict.fromkeys(required, 0.5))
+    parameters = dict.fromkeys(required, 0.5)
+    try:
+        return kind.from_parameters(parameters)
+    except RecipeError:
+        if "ratio" not in kind.__dataclass_fields__:
+            raise
+        return kind.from_parameters({**parameters, "ratio": 0.5})
 
 
 def round_trips_through_json(step: Pass, folder: Path) -> None:

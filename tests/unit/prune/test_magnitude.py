@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +19,8 @@ from tauten.make.model.build import to_model
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
-from tauten.make.passes.prune.magnitude import Magnitude, lamp, zero_smallest
+from tauten.make.passes.prune._smallest import lamp, zero_smallest
+from tauten.make.passes.prune.magnitude import Magnitude
 
 
 def prune(module: nn.Module, step: Magnitude) -> Model:
@@ -45,7 +49,7 @@ def test_each_layer_loses_its_share() -> None:
     model = prune(network(), Magnitude(ratio=0.4))
     assert (zeros(model.module[0].weight), zeros(model.module[2].weight)) == (48, 32)
     assert SPARSE in model.facts
-    assert model.history[0].notes == {"sparsity": 0.4, "layers": {"0.weight": 0.4, "2.weight": 0.4}}
+    assert model.history[0].notes == {"sparsity": 0.4, "layers": {"0.weight": 0.4, "2.weight": 0.4}, "held": []}
 
 
 def test_together_the_layer_of_small_weights_loses_more() -> None:
@@ -100,10 +104,46 @@ def test_counts_are_exact_with_ties(numbers: list[float], ratio: float) -> None:
     np.testing.assert_array_equal(np.sort(weight.abs().numpy()), expected)
 
 
-def test_beyond_what_quantile_can_take() -> None:
-    weight = torch.arange(1, 2**24 + 3, dtype=torch.int32).float()
-    zero_smallest([weight], 0.5)
-    assert zeros(weight) == 2**23 + 1
+@given(st.lists(st.lists(st.floats(-4, 4, width=16), max_size=30), min_size=1, max_size=4), st.floats(0, 0.99))
+def test_together_the_smallest_of_all_go(layers: list[list[float]], ratio: float) -> None:
+    weights = [torch.tensor(numbers) for numbers in layers]
+    zero_smallest(weights, ratio)
+    together = np.abs(np.array([number for numbers in layers for number in numbers], dtype="float32"))
+    expected = np.sort(together)
+    expected[: round(ratio * len(expected))] = 0
+    np.testing.assert_array_equal(np.sort(torch.cat(weights).abs().numpy()), expected)
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=60), st.integers(0, 59))
+def test_layer_adaptive_counts_are_exact(numbers: list[float], count: int) -> None:
+    weight = torch.tensor([1 + abs(number) for number in numbers])
+    count = min(count, len(numbers) - 1)
+    zero_smallest([weight], count / len(numbers), lamp)
+    assert zeros(weight) == count
+
+
+def test_numbers_of_any_size_keep_their_order() -> None:
+    weight = torch.tensor([1e-45, 0.0, -1e-40, 1e38, -3.0, 3.0000002, float("inf"), float("nan")])
+    zero_smallest([weight], 0.625)
+    assert zeros(weight) == 5
+    assert weight[3] == torch.tensor(1e38)
+    assert weight[6].isinf()
+    assert weight[7].isnan()
+
+
+def test_beyond_what_quantile_can_take_in_little_memory() -> None:
+    half = 2**23 + 1
+    layers = [torch.arange(part, 2 * half + part, 2, dtype=torch.int32).float() for part in (1, 2)]
+    np.zeros(1)
+    tracemalloc.start()
+    zero_smallest(layers, 0.5)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Odd numbers in one layer, even ones in the other; above 2**24 float32 has only each second one, which ties.
+    assert sum(zeros(weight) for weight in layers) == half
+    assert max(float(weight[: half // 2].max()) for weight in layers) == 0
+    # What NumPy holds beside the weights: a mask of one layer and a part's digits, not all numbers at once.
+    assert peak < 3 * half
 
 
 def test_tied_weights_are_counted_once() -> None:
@@ -119,7 +159,30 @@ def test_nothing_to_prune() -> None:
         prune(nn.LayerNorm(6), Magnitude(ratio=0.5))
 
 
-@pytest.mark.parametrize("parameters", [{"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "scope": "block"}, {}])
+def test_biases_and_norms_go_by_choice_each_kind_by_itself() -> None:
+    module = network()
+    with torch.no_grad():
+        module[1].weight.uniform_(1, 2)
+    before = copy.deepcopy(module)
+    model = prune(module, Magnitude(ratio=0.25, scope="global", include=("biases", "norms")))
+    made = model.module
+    assert torch.equal(made[0].weight, before[0].weight)
+    assert zeros(made[0].bias) + zeros(made[2].bias) == 6
+    # The layer norm's bias was zero already, and counts: 10 of its 20 are among the 10 smallest of 40.
+    assert zeros(made[1].weight) == 0
+    assert zeros(made[1].bias) == 20
+    assert model.history[0].notes["held"] == ["0.bias", "2.bias", "1.weight", "1.bias"]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"ratio": 1.0}, {"ratio": -0.1}, {"ratio": 0.5, "scope": "block"}, {}, {"ratio": 0.5, "include": []},
+        {"ratio": 0.5, "include": ["gains"]}, {"pattern": "2:4", "ratio": 0.6}, {"pattern": "2:4", "scope": "global"},
+        {"pattern": "4:4"}, {"pattern": "0:4"}, {"pattern": "2/4"}, {"pattern": "32:128"},
+        {"pattern": "2:4", "include": ["weights", "biases"]},
+    ],
+)  # fmt: skip
 def test_parameters_are_checked(parameters: dict[str, object]) -> None:
     with pytest.raises(RecipeError):
         Magnitude.from_parameters(parameters)

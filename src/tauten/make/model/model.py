@@ -47,3 +47,7 @@ class Model:
     def but(self, **changes: Any) -> Model:
         """The same model with some fields changed."""
         return replace(self, **changes)
+
+    def held(self) -> frozenset[str]:
+        """The vectors in which passes made zeros, by the names they had: what records note under ``held``."""
+        return frozenset(name for record in self.history for name in record.notes.get("held", ()))
