@@ -18,8 +18,9 @@ from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
 from tauten.make.model.task import Task
+from tauten.make.passes.prune._gather import gather
 from tauten.make.passes.prune._rank import Floors, choose
-from tauten.make.passes.prune.structured import Structured, gather, names_of
+from tauten.make.passes.prune.structured import Structured, names_of
 from tests.unit.graph import nets
 
 
@@ -146,7 +147,7 @@ def test_random_follows_the_seed() -> None:
 def test_gather_lays_a_channel_in_a_row() -> None:
     module = nets.vgg()
     group = nets.of(module).groups[1]
-    rows = gather(group, module)
+    rows = gather(group, dict(module.named_parameters()))
     conv, linear = module[3], module[8]
     assert rows.shape == (8, 6 * 9 + 1 + 4 * 10)
     total = conv.weight[2].square().sum() + conv.bias[2].square() + linear.weight[:, 8:12].square().sum()

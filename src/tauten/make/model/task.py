@@ -88,7 +88,7 @@ class Task:
     Attributes:
         model: an ``nn.Module``, or a function without arguments that builds one.
         inputs: one spec an input, in the order of the module's ``forward``.
-        calibrate: batches that show what real inputs look like; labels are ignored.
+        calibrate: batches that show what real inputs look like; only pruning by the loss reads labels, if any.
         validate: batches that candidates are compared on. Defaults to ``calibrate`` where the metric needs no labels.
         test: batches that are looked at once, for the winner and the baselines.
         train: batches for passes that train.

@@ -21,8 +21,9 @@ from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.model.run import forward
 from tauten.make.passes.prune._rank import Floors, choose
+from tauten.make.passes.prune._samples import Samples
+from tauten.make.passes.prune._scores import score
 from tauten.make.passes.prune.criteria import CRITERIA
-from tauten.make.passes.prune.criteria.criterion import Criterion
 
 __all__ = ["Structured"]
 
@@ -50,6 +51,7 @@ class Structured(Pass):
     round_to: Annotated[int, Field(ge=1)] = 1
     keep_at_least: Annotated[float, Field(gt=0, le=1)] = 0.1
     ratios: tuple[tuple[str, float], ...] = ()
+    samples: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
         for name, ratio in (("ratio", self.ratio), *((f"ratios: {group}", ratio) for group, ratio in self.ratios)):
@@ -62,6 +64,8 @@ class Structured(Pass):
             raise RecipeError(f"{self.name}: scope: expected layer or global, got {self.scope!r}")
         if self.round_to < 1:
             raise RecipeError(f"{self.name}: round_to: expected 1 or more, got {self.round_to}")
+        if self.samples < 1:
+            raise RecipeError(f"{self.name}: samples: expected 1 or more, got {self.samples}")
         if not 0 < self.keep_at_least <= 1:
             raise RecipeError(f"{self.name}: keep_at_least: expected above 0 and at most 1, got {self.keep_at_least}")
         try:
@@ -78,9 +82,10 @@ class Structured(Pass):
         )
         before = _count(model.module)
         refused = coupling.refused_layers()
+        samples = Samples(context.task.data("calibrate"), model.inputs, self.samples)
         with torch.random.fork_rng(devices=()):
             torch.manual_seed(context.seed)
-            scores = [_score(group, model.module, CRITERIA.get(self.criterion)) for group in coupling.groups]
+            scores = score(coupling.groups, model, CRITERIA.get(self.criterion), samples, context)
         names = names_of(coupling.groups)
         own = self._own_ratios(names)
         removal, broken = self._proven(coupling, scores, own, prover, context)
@@ -132,32 +137,6 @@ class Structured(Pass):
             if not found:
                 return removal, broken
             broken |= found
-
-
-def _score(group: Group, module: nn.Module, criterion: Criterion) -> torch.Tensor:
-    weights = gather(group, module)
-    scores = criterion(weights, {})
-    if scores.shape != (group.units,):
-        raise PassError(f"a criterion gave scores of shape {tuple(scores.shape)} for {group.units} channels")
-    return scores.detach().cpu()
-
-
-def gather(group: Group, module: nn.Module) -> torch.Tensor:
-    """All that the group's parameters hold of each unit, as ``(units, numbers)``, padded with zeros."""
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    parts = []
-    for slot in group.slots:
-        if slot.parameter not in parameters:
-            continue  # a buffer: statistics of data, not weights
-        rows = parameters[slot.parameter].detach().movedim(slot.dim, 0).float().cpu()
-        rows = rows.reshape(rows.shape[0], -1)[torch.from_numpy(slot.index)]
-        unit = torch.from_numpy(slot.unit)
-        counts = torch.bincount(unit, minlength=group.units)
-        place = torch.arange(len(unit)) - (counts.cumsum(0) - counts)[unit]
-        block = torch.zeros(group.units, int(counts.max()), rows.shape[1])
-        block[unit, place] = rows
-        parts.append(block.reshape(group.units, -1))
-    return torch.cat(parts, dim=1)
 
 
 def names_of(groups: Sequence[Group]) -> list[str]:
