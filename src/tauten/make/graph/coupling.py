@@ -20,7 +20,7 @@ Role = Literal["producer", "consumer"]
 
 
 class Place(NamedTuple):
-    """One dimension of a parameter or buffer of ``rank`` dimensions."""
+    """One dimension of a parameter or buffer of ``rank`` dimensions; of rank 0, a layer's size by itself."""
 
     name: str
     dim: int
@@ -54,11 +54,14 @@ class Group:
 
     A unit is one prunable channel with all that it is made of and read by; removing it never changes another.
     ``shaped_by`` are the operations that name a size of it (``view``, ``expand``), which the code may have fixed.
+    ``layers`` are the norm layers that the channels pass, where a slot's ``parameter`` is the layer's path and its
+    ``dim`` is of the layer's input: they keep the size as an attribute even where they have no tensor.
     """
 
     units: int
     slots: tuple[Slot, ...]
     shaped_by: tuple[str, ...] = ()
+    layers: tuple[Slot, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,6 +121,9 @@ def group(traced: Traced) -> Coupling:
                 refused[(name, dim)] = reasons[int(why[own[0]])]
             places.append(Place(name, dim, role, len(dims)))
             roots.append(np.where(frozen, -1, ids.find(own)))
+    for path, own in traced.layers.items():
+        places.append(Place(path, traced.norms.get(path, 1), "consumer", 0))
+        roots.append(np.where(why[own] >= 0, -1, ids.find(own)))
     shaped = [(ids.find(own), where) for own, where in traced.shaped]
     return Coupling(tuple(_groups(places, roots, shaped)), refused)
 
@@ -155,7 +161,8 @@ def _groups(places: Sequence[Place], roots: Sequence[IdArray], shaped: Sequence[
             )
         # What makes the channels first, and of that the layers before their shifts and scales.
         slots.sort(key=lambda pair: (pair[0].role == "consumer", pair[0].rank == 1))
-        found.append(Group(len(own), tuple(slot for _, slot in slots)))
+        held = tuple(slot for place, slot in slots if place.rank)
+        found.append(Group(len(own), held, layers=tuple(slot for place, slot in slots if not place.rank)))
     by_group: dict[int, dict[str, None]] = {}
     for own, where in shaped:
         for number in np.unique(group_of[own[own < len(group_of)]]).tolist():
@@ -186,13 +193,20 @@ class Removal:
 
     def entries(self) -> dict[tuple[str, int], IdArray]:
         """For each parameter and dimension the indices that go, sorted."""
-        found: dict[tuple[str, int], list[IdArray]] = {}
-        for place, units in self.units.items():
-            for slot in self.groups[place].slots:
-                found.setdefault((slot.parameter, slot.dim), []).append(slot.of(units))
-        gone = {where: np.unique(concatenate(parts)) for where, parts in found.items()}
-        return {where: indices for where, indices in gone.items() if indices.size}
+        return _gone((slot, units) for place, units in self.units.items() for slot in self.groups[place].slots)
+
+    def layers(self) -> dict[tuple[str, int], IdArray]:
+        """For each norm layer, by its path and the dimension of its input, the channels that go, sorted."""
+        return _gone((slot, units) for place, units in self.units.items() for slot in self.groups[place].layers)
 
     def only(self, places: Iterable[int]) -> Removal:
         """The same for some of the groups."""
         return Removal(self.groups, {place: self.units[place] for place in places})
+
+
+def _gone(parts: Iterable[tuple[Slot, IdArray]]) -> dict[tuple[str, int], IdArray]:
+    found: dict[tuple[str, int], list[IdArray]] = {}
+    for slot, units in parts:
+        found.setdefault((slot.parameter, slot.dim), []).append(slot.of(units))
+    gone = {where: np.unique(concatenate(listed)) for where, listed in found.items()}
+    return {where: indices for where, indices in gone.items() if indices.size}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import sympy  # type: ignore[import-untyped]
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch.fx import Node
 
 from tauten.errors import PassError
 from tauten.make.graph.ids import IdArray, Ids
+from tauten.make.graph.norms import find_norms
 from tauten.make.graph.rules import RULES
 from tauten.make.graph.value import Axis, Value, opaque
 
@@ -34,7 +36,8 @@ class Call:
     """One operation of the program, as its rule sees it.
 
     ``arguments`` are by the names of the ATen schema, defaults filled in; tensors are ``Value``s.
-    ``shapes`` are those of the tensors that it returns.
+    ``shapes`` are those of the tensors that it returns. ``in_norm`` says that it averages inside of a module that does
+    nothing but normalise (see ``norms``), and so may go on over the kept channels.
     """
 
     op: str
@@ -42,6 +45,7 @@ class Call:
     arguments: Mapping[str, Any]
     shapes: tuple[tuple[int, ...], ...]
     owner: nn.Module
+    in_norm: bool = False
 
     def __getitem__(self, name: str) -> Any:
         """An argument; ``PassError`` where this overload of the operation has none of that name."""
@@ -67,6 +71,17 @@ class Trace:
     produced: list[IdArray] = field(default_factory=list)
     consumed: list[IdArray] = field(default_factory=list)
     shaped: list[tuple[IdArray, str]] = field(default_factory=list)
+    layers: dict[str, Axis] = field(default_factory=dict)
+
+    def layer(self, call: Call, axis: Axis) -> Axis:
+        """The layer that calls keeps the size of this axis as an attribute, or takes statistics over it.
+
+        It is told what goes even where it has no tensor of that size; a layer that is called twice sees the same
+        channels both times.
+        """
+        known = self.layers.get(call.path)
+        self.layers[call.path] = axis if known is None else self.unify(known, axis)
+        return axis
 
     def shapes(self, axis: Axis, where: str) -> None:
         """An operation names sizes of this axis, which the module's code may have fixed: the first to be suspected."""
@@ -83,6 +98,11 @@ class Trace:
         if left.ids is not None and right.ids is not None:
             self.ids.union(left.ids, right.ids)
             return left.with_zero(left.zero and right.zero)
+        if left.alike or right.alike:
+            # Copies of one number are as long as the other side; that its length is not fixed shows when it is run.
+            other, copies = (right, left) if left.alike else (left, right)
+            self.shapes(other, copies.reason)
+            return other.with_zero(left.zero and right.zero)
         reason = left.reason or right.reason
         self.freeze(left, reason)
         self.freeze(right, reason)
@@ -92,6 +112,9 @@ class Trace:
         """Sum over a shared axis: a removed channel must add nothing, so one of the two must be zero there."""
         self.unify(data, weight)
         self.consume(weight)
+        if data.alike or weight.alike:
+            # How many copies are summed up matters, and nothing but the code says it.
+            self.freeze_all((data, weight), data.reason or weight.reason)
         if not (data.zero or weight.zero):
             self.freeze(data, reason)
             self.freeze(weight, reason)
@@ -135,7 +158,8 @@ class Traced:
     """What a walk found.
 
     ``holders`` are each parameter's and buffer's ids by dimension; ``produced`` and ``consumed`` the ids that layers
-    make and sum over; ``shaped`` those whose sizes an operation names, with that operation.
+    make and sum over; ``shaped`` those whose sizes an operation names, with that operation; ``layers`` those of each
+    norm layer, by its path in the module; ``norms`` the dimension of its input that a norm over channels averages.
     """
 
     ids: Ids
@@ -143,6 +167,8 @@ class Traced:
     produced: tuple[IdArray, ...]
     consumed: tuple[IdArray, ...]
     shaped: tuple[tuple[IdArray, str], ...]
+    layers: Mapping[str, IdArray] = field(default_factory=dict)
+    norms: Mapping[str, int] = field(default_factory=dict)
 
 
 def trace(program: ExportedProgram, module: nn.Module) -> Traced:
@@ -158,6 +184,7 @@ class _Walk:
         self.sizes = _Sizes()
         self.known: dict[Node, Any] = {}
         self.holders: dict[str, tuple[IdArray, ...]] = {}
+        self.in_norms = find_norms(program)
 
     def run(self) -> Traced:
         signature = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
@@ -188,7 +215,31 @@ class _Walk:
             else:
                 self.known[node] = self._call(node)
         found = self.trace
-        return Traced(found.ids, self.holders, tuple(found.produced), tuple(found.consumed), tuple(found.shaped))
+        norms = self._norms()
+        layers = {path: axis.ids for path, axis in found.layers.items() if axis.ids is not None}
+        return Traced(
+            found.ids, self.holders, tuple(found.produced), tuple(found.consumed), tuple(found.shaped), layers, norms
+        )
+
+    def _norms(self) -> dict[str, int]:
+        """The dimension of channels of each norm over them: the one whose ids its own parameters have."""
+        found: dict[str, int] = {}
+        for norm in dict.fromkeys(self.in_norms.values()):
+            for scale in norm.scales:
+                own = self.trace.tracked(self.known[scale].axes[0])
+                dims = {self._dim_of(norm.data, own), self._dim_of(norm.result, own)}
+                dim = dims.pop()
+                if dims or dim is None or found.setdefault(norm.path, dim) != dim:
+                    self.trace.ids.freeze(own, f"{norm.path} normalises, but not along one dimension of channels")
+        return found
+
+    def _dim_of(self, node: Node, ids: IdArray) -> int | None:
+        value = self.known.get(node)
+        roots = self.trace.ids.find(ids)
+        for dim, axis in enumerate(value.axes if isinstance(value, Value) else ()):
+            if axis.ids is not None and np.array_equal(self.trace.ids.find(axis.ids), roots):
+                return dim
+        return None
 
     def _placeholders(self) -> list[Node]:
         return [node for node in self.program.graph.nodes if node.op == "placeholder"]
@@ -217,7 +268,7 @@ class _Walk:
         path, owner = self._owner(node)
         found = node.meta.get("val")
         shapes = tuple(self.sizes.of(tensor.shape) for tensor in _tensors(found))
-        call = Call(op, path, self._bind(node, schema), shapes, owner)
+        call = Call(op, path, self._bind(node, schema), shapes, owner, node in self.in_norms)
         if op in _WITHOUT_EFFECT:
             return None
         rule = RULES.get(op) if schema is None or schema.name.startswith("aten::") else None

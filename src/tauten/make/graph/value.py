@@ -15,13 +15,15 @@ class Axis:
 
     ``ids`` name the channel of each element along it, shape ``(size,)``; ``None`` where no element can be removed,
     and ``reason`` says why. ``zero`` says that an element whose channel is zeroed in every parameter is zero there
-    itself, which is not so behind a sigmoid.
+    itself, which is not so behind a sigmoid. ``alike`` says of one without ids that its elements are copies of one
+    another (a tensor of zeros, one channel spread over many), so that it can be as long as whatever it meets.
     """
 
     size: int
     ids: IdArray | None = None
     zero: bool = False
     reason: str = ""
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if self.ids is not None and self.ids.shape != (self.size,):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tauten.errors import PassError
 from tauten.make.graph.rules._table import rule
 from tauten.make.graph.value import Axis, Value
@@ -57,16 +59,22 @@ def addmm(trace: Trace, call: Call) -> Value:
 def attention(trace: Trace, call: Call) -> Value:
     """Queries ``(…, heads, queries, width)``, keys and values ``(…, heads, keys, width)``.
 
-    Heads go whole. The width of queries and keys stays, for the scale follows from it.
+    Heads go whole; where several heads of queries share one of keys and values (``enable_gqa``), with that one. The
+    width of queries and keys stays where the scale follows from it.
     """
     query, key, value, mask = call["query"], call["key"], call["value"], call["attn_mask"]
-    if call["enable_gqa"]:
-        raise PassError("with grouped queries it has no pruning rule")
     if not len(query.axes) == len(key.axes) == len(value.axes):
         raise PassError("with operands of different ranks it has no pruning rule")
-    trace.freeze_all((query.axes[-1], key.axes[-1]), f"{call.where} scales by the width of a head")
+    if call["scale"] is None:
+        trace.freeze_all((query.axes[-1], key.axes[-1]), f"{call.where} scales by the width of a head")
+    elif not (query.axes[-1].zero or key.axes[-1].zero):
+        trace.freeze_all((query.axes[-1], key.axes[-1]), f"{call.where} sums over channels that are not zero")
+    trace.unify(query.axes[-1], key.axes[-1])
     trace.freeze_all((query.axes[-2], key.axes[-2], value.axes[-2]), f"{call.where} takes shares over positions")
-    lead = _batch(trace, call, [operand.axes[:-2] for operand in (query, key, value)])
+    operands = [query, key, value]
+    if call["enable_gqa"]:
+        operands = [query, _repeated(trace, key, query), _repeated(trace, value, query)]
+    lead = _batch(trace, call, [operand.axes[:-2] for operand in operands])
     if mask is not None:
         trace.freeze_all(mask.axes[-2:], f"{call.where}: mask over positions")
         for own, of_mask in zip(reversed(lead), reversed(mask.axes[:-2]), strict=False):
@@ -75,6 +83,15 @@ def attention(trace: Trace, call: Call) -> Value:
             else:
                 trace.freeze(of_mask, f"{call.where} spreads one mask over many heads")
     # A removed head answers with zeros where its values are zeros, whatever it attends to.
-    zero = [axis.zero for axis in value.axes[:-2]]
+    zero = [axis.zero for axis in operands[-1].axes[:-2]]
     lead = [axis.with_zero(own and axis.tracked) for axis, own in zip(lead, zero, strict=True)]
     return Value((*lead, Axis(query.axes[-2].size, reason=f"{call.where}: positions"), value.axes[-1]))
+
+
+def _repeated(trace: Trace, shared: Value, query: Value) -> Value:
+    """Keys or values with each of their heads as often as there are heads of queries that share it."""
+    if len(shared.axes) < 3 or query.axes[-3].size % shared.axes[-3].size:
+        raise PassError("with these heads it has no pruning rule")
+    own, heads = shared.axes[-3], query.axes[-3].size
+    ids = None if own.ids is None else np.repeat(own.ids, heads // own.size)
+    return Value((*shared.axes[:-3], Axis(heads, ids, own.zero, own.reason), *shared.axes[-2:]))

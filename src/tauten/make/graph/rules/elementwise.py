@@ -96,6 +96,16 @@ def add(trace: Trace, call: Call) -> Value:
     return _broadcast(trace, call, operands, keeps=keeps)
 
 
+@rule("addcmul", "addcdiv", "lerp")
+def add_product(trace: Trace, call: Call) -> Value:
+    """Zero where all sides are; a divisor must not be."""
+    if call.op == "addcdiv":
+        for axis in call["tensor2"].axes:
+            if axis.zero:
+                trace.freeze(axis, f"{call.where} divides by channels that are zero when removed")
+    return _broadcast(trace, call, call.values(), keeps=call.op != "addcdiv")
+
+
 @rule("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "atan2", "masked_fill")
 def loses_zero_between(trace: Trace, call: Call) -> Value:
     """Elements by themselves, and nothing is known of zeros."""

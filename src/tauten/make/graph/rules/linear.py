@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tauten.errors import PassError
+import numpy as np
+
 from tauten.make.graph.rules._table import rule
-from tauten.make.graph.value import Axis, Value
+from tauten.make.graph.value import Axis, Value, opaque
 
 if TYPE_CHECKING:
     from tauten.make.graph.trace import Call, Trace
@@ -77,20 +78,31 @@ def _grouped(trace: Trace, call: Call, channels: Axis, weight: Value) -> None:
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(trace: Trace, call: Call) -> Value:
-    """``(batch, in, *space) x (in, out, *kernel) -> (batch, out, *space)``."""
-    data, weight, bias = call["input"], call["weight"], call["bias"]
-    if call["groups"] != 1:
-        raise PassError("with groups it has no pruning rule")
+    """``(batch, in, *space) x (in, out / groups, *kernel) -> (batch, out, *space)``."""
+    data, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
     rank = len(weight.axes) - 2
     *lead, channels = data.axes[: len(data.axes) - rank]
     trace.freeze_all(weight.axes[2:], f"{call.where}: kernel")
     trace.freeze_all(data.axes[len(data.axes) - rank :], f"{call.where} slides over it")
     trace.freeze_all(lead, f"{call.where}: batch")
     trace.contract(channels, weight.axes[0], f"{call.where} sums over channels that are not zero when removed")
-    out = _with_bias(trace, trace.produce(weight.axes[1]), bias)
+    made = trace.produce(weight.axes[1]) if groups == 1 else _groups_of_transposed(trace, call, weight)
+    out = _with_bias(trace, made, bias)
     shape = call.shapes[0]
     space = tuple(Axis(size, reason=f"{call.where}: space") for size in shape[len(shape) - rank :])
     return Value((*(Axis(axis.size, reason="batch") for axis in lead), out, *space))
+
+
+def _groups_of_transposed(trace: Trace, call: Call, weight: Value) -> Axis:
+    """The output channels: those of one input channel each go with it, else the same position of every group goes."""
+    groups, (ins, outs) = call["groups"], weight.axes[:2]
+    if groups == ins.size:
+        trace.freeze(outs, f"{call.where}: depthwise")
+        made = trace.produce(Axis(groups * outs.size, np.repeat(trace.tracked(ins), outs.size), zero=ins.zero))
+        return made if ins.zero else trace.block(made, f"{call.where} has a computed weight")
+    rows = trace.tracked(ins).reshape(groups, -1)
+    trace.ids.union(rows, rows[:1])
+    return trace.produce(Axis(groups * outs.size, np.tile(trace.tracked(outs), groups), zero=outs.zero))
 
 
 @rule("embedding")
@@ -102,3 +114,17 @@ def embedding(trace: Trace, call: Call) -> Value:
     trace.freeze_all(indices.axes, f"{call.where}: numbers of rows")
     lead = tuple(Axis(axis.size, reason=f"{call.where}: positions") for axis in indices.axes)
     return Value((*lead, trace.produce(weight.axes[1])))
+
+
+@rule("embedding_bag")
+def embedding_bag(trace: Trace, call: Call) -> tuple[Value, ...]:
+    """Rows ``(rows, width)`` added up, averaged or the largest taken: ``(bags, width)``, then numbers of rows."""
+    weight = call["weight"]
+    trace.consume(weight.axes[0])
+    trace.freeze(weight.axes[0], f"{call.where}: rows are looked up by number")
+    why = f"{call.where}: bags"
+    for value in call.values():
+        if value is not weight:
+            trace.freeze_all(value.axes, why)
+    made = Value((Axis(call.shapes[0][0], reason=why), trace.produce(weight.axes[1])))
+    return made, *(opaque(shape, why) for shape in call.shapes[1:])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tauten.make.graph.ids import concatenate
 from tauten.make.graph.rules._table import rule
-from tauten.make.graph.value import Axis, Value, opaque
+from tauten.make.graph.value import Axis, Value
 
 if TYPE_CHECKING:
     from tauten.make.graph.trace import Call, Trace
@@ -95,11 +95,16 @@ def _name_sizes(trace: Trace, call: Call, axis: Axis) -> None:
         trace.shapes(axis, call.where)
 
 
-@rule("permute", "transpose", "t", "numpy_T", "mT")
+@rule("permute", "transpose", "swapaxes", "swapdims", "t", "numpy_T", "mT", "movedim", "moveaxis")
 def permute(trace: Trace, call: Call) -> Value:
     data: Value = call["self"]
     order = list(range(len(data.axes)))
-    if call.op == "permute":
+    if call.op in {"movedim", "moveaxis"}:
+        order = _moved(order, call["source"], call["destination"])
+    elif call.op in {"swapaxes", "swapdims"}:
+        one, other = list(call.arguments.values())[1:3]
+        order[one], order[other] = order[other], order[one]
+    elif call.op == "permute":
         order = [dim % len(order) for dim in call["dims"]]
     elif call.op == "transpose":
         one, other = call["dim0"] % len(order), call["dim1"] % len(order)
@@ -109,6 +114,16 @@ def permute(trace: Trace, call: Call) -> Value:
     else:
         order.reverse()
     return Value(tuple(data.axes[dim] for dim in order))
+
+
+def _moved(order: list[int], source: Any, destination: Any) -> list[int]:
+    """As ``movedim`` does: each source to its destination, the others keep their order."""
+    sources, targets = (
+        [dim % len(order) for dim in ([dims] if isinstance(dims, int) else dims)] for dims in (source, destination)
+    )
+    rest = iter([dim for dim in order if dim not in sources])
+    at = dict(zip(targets, sources, strict=True))
+    return [at[place] if place in at else next(rest) for place in order]
 
 
 @rule("cat", "concat")
@@ -206,16 +221,17 @@ def slice_(trace: Trace, call: Call) -> Value:
 
 @rule("expand", "expand_as")
 def expand(trace: Trace, call: Call) -> Value:
-    """Dimensions that grow from one are new; the others pass."""
+    """Dimensions that grow from one are copies; the others pass."""
     data: Value = call["self"]
     shape = call.shapes[0]
-    new = opaque(shape[: len(shape) - len(data.axes)], f"{call.where} repeats it").axes
+    why = f"{call.where} repeats it"
+    new = tuple(Axis(size, reason=why, alike=True) for size in shape[: len(shape) - len(data.axes)])
     passed = []
     for axis, size in zip(data.axes, shape[len(new) :], strict=True):
         if axis.size == size:
             passed.append(axis)
             trace.shapes(axis, call.where)
         else:
-            passed.append(Axis(size, reason=f"{call.where} repeats it"))
-            trace.freeze(axis, f"{call.where} repeats it")
+            passed.append(Axis(size, reason=why, alike=True))
+            trace.freeze(axis, why)
     return Value((*new, *passed))

@@ -65,7 +65,7 @@ def pad(trace: Trace, call: Call) -> Value:
 def reduce(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
     """Dimensions that are reduced away.
 
-    Over channels only a sum may go on, and only where removed channels add zero to it.
+    Over channels only a sum may go on, and only where removed channels add zero to it, or what a norm averages.
     """
     data: Value = call["self"]
     dims = call.arguments.get("dim")
@@ -74,7 +74,9 @@ def reduce(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
     listed = [dims] if isinstance(dims, int) else list(dims or range(len(data.axes)))
     reduced = {dim % len(data.axes) for dim in listed} if data.axes else set()
     for index in reduced:
-        if call.op != "sum" or not data.axes[index].zero:
+        if call.in_norm:
+            trace.layer(call, data.axes[index])
+        elif call.op != "sum" or not data.axes[index].zero:
             trace.freeze(data.axes[index], f"{call.where} reduces over channels")
     keeps = call.op in {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod"}
     axes = []

@@ -1,0 +1,19 @@
+"""Tensors that the code makes of one number: as long as what they meet, so that they hold no channel back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tauten.make.graph.rules._table import rule
+from tauten.make.graph.value import Axis, Value
+
+if TYPE_CHECKING:
+    from tauten.make.graph.trace import Call, Trace
+
+
+@rule("zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "scalar_tensor")
+def constant(trace: Trace, call: Call) -> Value:
+    """One number all over. Where the code writes its length down instead of asking for it, the run will show."""
+    zero = call.op.endswith("zeros") or call.arguments.get("fill_value") == 0
+    why = f"{call.where} has a size of its own"
+    return Value(tuple(Axis(size, zero=zero, reason=why, alike=True) for size in call.shapes[0]))
