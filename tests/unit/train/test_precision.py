@@ -11,8 +11,8 @@ from torch.nn import functional
 import tauten
 from tauten.errors import ConfigError, RecipeError
 from tauten.make.model.fit import labelled
-from tauten.make.model.precision import channels_last, computing_in
 from tauten.make.model.train import Trained, Trainer, Training
+from tauten.make.model.training.precision import channels_last, computing_in
 from tauten.make.passes.distill.recover import Recover
 from tauten.testing.tiny import residual_task
 from tests.unit.train.problems import classify

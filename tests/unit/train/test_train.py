@@ -11,6 +11,7 @@ from torch import nn
 
 from tauten.errors import ConfigError, PassError, TaskError
 from tauten.make.model.fit import labelled
+from tauten.make.model.loss import task_loss
 from tauten.make.model.task import Task
 from tauten.make.model.train import Trained, Trainer, Training
 from tests.unit.train.problems import CLASSES, FEATURES, classify, clouds, in_batches, network, shuffled
@@ -33,6 +34,13 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def loss_on_validation(module: nn.Module, task: Task) -> float:
+    loss = task_loss(task)
+    batches = [(torch.as_tensor(points["point"]), torch.as_tensor(labels)) for points, labels in task.data("validate")]
+    with torch.no_grad():
+        return float(torch.stack([loss({"output": module(points)}, labels) for points, labels in batches]).mean())
 
 
 def seeded(seed: int = 0) -> nn.Module:
@@ -79,7 +87,7 @@ def test_the_best_epoch_in_the_middle_is_kept() -> None:
     assert 0 < trained.best_epoch < 10
     assert trained.best_epoch == int(np.argmin(trained.validation))
     assert trained.validation[-1] > 2 * trained.validation[trained.best_epoch]
-    again = trainer(task)._validate(module, task.data("validate"))
+    again = loss_on_validation(module, task)
     assert again == pytest.approx(trained.validation[trained.best_epoch], rel=1e-5)
 
 
@@ -89,7 +97,7 @@ def test_the_last_weights_are_kept_where_the_best_are_not_asked_for() -> None:
     module = seeded()
     trained = train(task, module, keep_best=False)
     assert trained.best_epoch == 4
-    again = trainer(task)._validate(module, task.data("validate"))
+    again = loss_on_validation(module, task)
     assert again == pytest.approx(trained.validation[-1], rel=1e-5)
 
 
@@ -286,9 +294,9 @@ def test_read_only_and_reversed_arrays_train() -> None:
 
 def test_steps_ask_a_small_data_set_for_more_epochs_and_a_large_one_for_none() -> None:
     training = Training(epochs=3, steps=100)
-    assert training.epochs_of(batches=10) == 10
-    assert training.epochs_of(batches=33) == 4
-    assert training.epochs_of(batches=1000) == 3
+    assert training.epochs_of(steps=10) == 10
+    assert training.epochs_of(steps=33) == 4
+    assert training.epochs_of(steps=1000) == 3
 
 
 def test_a_function_is_called_before_each_step() -> None:

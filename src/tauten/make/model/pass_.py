@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import pydantic
@@ -27,13 +28,15 @@ def silent(what: str, share: float) -> None:
 class Context:
     """What a pass may use besides the model: the task, the untouched module as a teacher, a seed, a progress line.
 
-    ``reference`` is in evaluation mode and must not be changed.
+    ``reference`` is in evaluation mode and must not be changed. ``checkpoints`` is the folder in which passes that
+    train keep how far they came, so that they go on after a kill.
     """
 
     task: Task
     reference: nn.Module
     seed: int = 0
     progress: Progress = silent
+    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)

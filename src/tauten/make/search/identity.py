@@ -11,7 +11,7 @@ from torch import nn
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
 from tauten.make.model.apply import seed_all
-from tauten.make.model.digest import digest
+from tauten.make.model.digest import code_of, digest
 from tauten.make.model.task import Task
 from tauten.make.search.recipe import Recipe
 from tauten.run.measure.metrics import FunctionMetric
@@ -60,20 +60,10 @@ def add_batch(seen: hashlib._Hash, inputs: Arrays, labels: Array | None) -> None
 
 
 def _code(given: object) -> str:
-    """What tells one function from another: its name and what it was compiled to; for other objects their type."""
-    if given is None or isinstance(given, str):
-        return str(given)
+    """As ``code_of``, with what a metric of the user's wraps."""
     if isinstance(given, FunctionMetric):
         return f"{given.better} {given.unit} {given.reference} {_code(given.function)}"
-    code = getattr(given, "__code__", None)
-    if code is None:
-        return f"{type(given).__module__}.{type(given).__qualname__}"
-    return f"{code.co_name} {code.co_code.hex()} {code.co_names} {[c for c in code.co_consts if _plain(c)]}"
-
-
-def _plain(constant: object) -> bool:
-    # A constant that is code prints its address, which changes with each process.
-    return isinstance(constant, str | bytes | int | float | bool | None)
+    return code_of(given)
 
 
 def _add(seen: hashlib._Hash, array: Array) -> None:

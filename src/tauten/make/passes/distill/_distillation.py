@@ -12,9 +12,9 @@ from tauten.errors import PassError
 from tauten.make.model.loss import Loss, class_axis, task_loss
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
-from tauten.make.model.precision import Precision, computing_in, in_float32
 from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Task
+from tauten.make.model.training.precision import Precision, computing_in, in_float32
 from tauten.make.passes.distill._losses import outputs_error, soft_targets
 
 

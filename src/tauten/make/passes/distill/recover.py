@@ -10,9 +10,9 @@ from tauten.errors import PassError, RecipeError
 from tauten.make.model.fit import has_labels, labelled
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context, Pass
-from tauten.make.model.precision import Precision
 from tauten.make.model.task import Data, Task
-from tauten.make.model.train import Trainer, Training
+from tauten.make.model.train import Trainer, Training, checkpoints_of
+from tauten.make.model.training.precision import Precision
 from tauten.make.passes.distill._distillation import Distillation
 
 __all__ = ["Recover"]
@@ -29,7 +29,8 @@ class Recover(Pass):
 
     ``steps`` asks for more epochs where ``epochs`` of them have fewer steps: a small data set needs more walks.
     ``learning_rate`` is the peak; default: the task's. ``precision`` is what products and convolutions are computed in
-    while training, the teacher's too; the weights stay float32.
+    while training, the teacher's too; the weights stay float32. ``accumulate`` batches make one step, ``recompute``
+    trades time for memory, ``patience`` ends training after so many epochs without a better one (0: never).
     """
 
     name: ClassVar[str] = "distill.recover"
@@ -42,6 +43,9 @@ class Recover(Pass):
     temperature: float = 4.0
     weight: float = 0.5
     precision: Precision = "float32"
+    accumulate: int = 1
+    recompute: bool = False
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -54,6 +58,10 @@ class Recover(Pass):
             raise RecipeError(f"{self.name}: temperature: expected a number above 0, got {self.temperature}")
         if not 0 <= self.weight <= 1:
             raise RecipeError(f"{self.name}: weight: expected a number from 0 to 1, got {self.weight}")
+        if self.accumulate < 1:
+            raise RecipeError(f"{self.name}: accumulate: expected at least 1, got {self.accumulate}")
+        if self.patience < 0:
+            raise RecipeError(f"{self.name}: patience: expected 0 or more, got {self.patience}")
         if self.precision not in get_args(Precision):
             known = ", ".join(get_args(Precision))
             raise RecipeError(f"{self.name}: precision: expected one of {known}, got {self.precision!r}")
@@ -76,11 +84,15 @@ class Recover(Pass):
                 steps=self.steps,
                 learning_rate=self.learning_rate or task.learning_rate,
                 precision=self.precision,
+                accumulate=self.accumulate,
+                recompute=self.recompute,
+                patience=self.patience,
             ),
             objective=distillation or labelled(task),
             seed=context.seed,
             progress=context.progress,
             teachers=(context.reference,) if self.distill else (),
+            checkpoints=checkpoints_of(context, self),
         )
         trained = trainer(model.module, task.data("train"), self._held_out(task), keep_zeros=SPARSE in model.facts)
         return Change(model.module, {**trained.to_notes(), "distilled": distillation and distillation.kind})

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tauten.make.model.run import Tensors
+from tauten.make.model.training.trial import trying
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -59,23 +60,12 @@ def _kernels(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _runs(trial: Callable[[], object], modules: tuple[nn.Module, ...]) -> bool:
-    """Whether ``trial`` gets through; modules' buffers and the random numbers are as before in any case."""
-    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_cuda(modules)):
+        with trying(*modules):
             trial()
     except RuntimeError:
         return False
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
     return True
-
-
-def _cuda(modules: tuple[nn.Module, ...]) -> list[torch.device]:
-    devices = {parameter.device for module in modules for parameter in module.parameters()}
-    return [device for device in devices if device.type == "cuda"]
 
 
 def _store(kernels: list[nn.Parameter], form: torch.memory_format) -> None:
