@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -64,3 +66,18 @@ def test_progress_is_told() -> None:
     shares: list[float] = []
     fit(classify(epochs=1), progress=lambda text, share: shares.append(share))
     assert shares[-1] == 1
+
+
+def test_a_fit_that_was_interrupted_goes_on(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def stop(text: str, share: float) -> None:
+        if text.startswith("epoch 3"):
+            raise KeyboardInterrupt
+
+    expected = classify(epochs=4).fit(1).build()
+    with pytest.raises(KeyboardInterrupt):
+        fit(classify(epochs=4), 1, stop, tmp_path)
+    came = fit(classify(epochs=4), 1, lambda text, share: told.append(text[:7]), tmp_path).build()
+    assert told[0] == "epoch 3"
+    assert torch.equal(came[0].weight, expected[0].weight)

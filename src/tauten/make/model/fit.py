@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,17 +13,19 @@ from tauten.core.tensor import Arrays
 from tauten.errors import PassError, TaskError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import build
+from tauten.make.model.digest import code_of
 from tauten.make.model.loss import task_loss
 from tauten.make.model.pass_ import Progress, silent
 from tauten.make.model.run import Tensors
 from tauten.make.model.task import Data, Task
-from tauten.make.model.train import Objective, Trainer, Training
+from tauten.make.model.train import Checkpoints, Objective, Trainer, Training
 
 
-def fit(task: Task, seed: int = 0, progress: Progress = silent) -> Task:
+def fit(task: Task, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None) -> Task:
     """The task with its model trained for ``task.epochs`` on ``task.train``; the task itself where that is 0.
 
-    The best weights on ``validate`` are kept where it has labels. A module that the task holds is left as it was.
+    The best weights on ``validate`` are kept where it has labels. A module that the task holds is left as it was. With
+    a folder for ``checkpoints``, a training that was killed goes on after its last whole epoch.
     Raises ``TaskError`` where the model cannot be trained.
     """
     if task.epochs == 0:
@@ -39,6 +42,7 @@ def fit(task: Task, seed: int = 0, progress: Progress = silent) -> Task:
         objective=labelled(task),
         seed=seed,
         progress=progress,
+        checkpoints=None if checkpoints is None else Checkpoints(checkpoints, f"fit {code_of(task.loss)}"),
     )
     try:
         trainer(module, task.data("train"), held_out)

@@ -80,7 +80,7 @@ class Workshop:
         self.workspace = workspace
         self.started = time.perf_counter()
         self.model, self._task_key = self._prepare()
-        context = Context(order.task, self.model.module, order.seed, order.observer.step)
+        context = Context(order.task, self.model.module, order.seed, order.observer.step, workspace.checkpoints)
         self.builder = CandidateBuilder(self.model, order.target, context)
         self.baseline, self.evaluator = self._baseline()
         self.engine_baseline, _ = self._make(Recipe(ENGINE_BASELINE, (), order.target.engine), left)
@@ -193,7 +193,8 @@ class Workshop:
             order.observer.stage("train the model")
             from tauten.make.model.fit import fit
 
-            fitted = fit(replace(order.task, model=model.module), order.seed, order.observer.step).build()
+            task = replace(order.task, model=model.module)
+            fitted = fit(task, order.seed, order.observer.step, self.workspace.checkpoints).build()
             weights = {name: tensor.detach().cpu().numpy() for name, tensor in fitted.state_dict().items()}
             self.workspace.save_fitted(key, weights)
         # A copy: the module may be the user's own.

@@ -5,7 +5,7 @@
     OUT/
       result.json  report.html  best/         written when a run ends
       candidates/NAME/                        one artifact each, with its key and measures in its manifest
-      .state/                                 trained weights of the task, and the lock
+      .state/                                 trained weights of the task, checkpoints of trainings, and the lock
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Workspace:
         self.result = self.root / "result.json"
         self.report = self.root / "report.html"
         self._state = self.root / ".state"
+        self.checkpoints = self._state / "training"
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -89,8 +90,9 @@ class Workspace:
         shutil.rmtree(self.best, ignore_errors=True)
 
     def publish(self, result: Result) -> None:
-        """Write ``result.json`` whole or not at all."""
+        """Write ``result.json`` whole or not at all; the checkpoints of what it tells of are of no more use."""
         _replace(self.result, json.dumps(result.to_json(), indent=1, allow_nan=False).encode())
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _sweep(self) -> None:
         """Remove what a killed run left half-written."""
