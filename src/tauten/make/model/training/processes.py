@@ -26,8 +26,10 @@ class Processes:
     def __init__(self) -> None:
         # Here, since it takes a second that only training should cost.
         from accelerate import PartialState
+        from accelerate.utils import parse_flag_from_env
 
-        self._state: PartialState = PartialState()
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+        self._state: PartialState = PartialState(cpu=cpu)
         self.count: int = self._state.num_processes
         self.index: int = self._state.process_index
         self.device: torch.device = self._state.device
