@@ -40,6 +40,10 @@ class Artifact:
         """The graph file's bytes, checked again as they are read."""
         return bytes(self._bytes(self.manifest.graph))
 
+    def graphs(self) -> tuple[bytes, ...]:
+        """The bytes of the graph file, or of the graph files of all stages in order."""
+        return tuple(bytes(self._bytes(name)) for name in self.manifest.graphs)
+
     def weights(self) -> Arrays:
         """The weights by name, decoded."""
         try:
@@ -136,10 +140,10 @@ def _check_files(folder: _Folder, manifest: Manifest, checksums: dict[str, str])
     if expected != set(checksums):
         odd = sorted(expected ^ set(checksums))
         raise ArtifactError(f"{path}: {MANIFEST} and {CHECKSUMS} do not name the same files: {odd[:5]}")
-    for role in (manifest.graph, manifest.weights):
+    for role in (*manifest.graphs, manifest.weights):
         if role not in manifest.files:
             raise ArtifactError(f"{path / MANIFEST}: names {role!r}, which is not among its files")
-    if manifest.files[manifest.graph] > MAX_GRAPH_BYTES:
+    if max(manifest.files[name] for name in manifest.graphs) > MAX_GRAPH_BYTES:
         raise ArtifactError(f"{path}: expected a graph of at most {MAX_GRAPH_BYTES} bytes")
     for name, size in manifest.files.items():
         digest = hashlib.sha256()

@@ -30,8 +30,9 @@ def write_artifact(path: str | os.PathLike[str], manifest: Manifest, files: Mapp
     sizes = {name: len(data) for name, data in files.items()}
     # Built before anything is written: it holds the names, which say where bytes go, to being plain.
     manifest = Manifest.from_json({**manifest.to_json(), "files": sizes})
-    if {manifest.graph, manifest.weights} - set(sizes):
-        raise ConfigError(f"expected files {manifest.graph!r} and {manifest.weights!r}, got {sorted(sizes)}")
+    wanted = (*manifest.graphs, manifest.weights)
+    if set(wanted) - set(sizes):
+        raise ConfigError(f"expected files {' and '.join(map(repr, wanted))}, got {sorted(sizes)}")
     with replacing(folder) as fresh:
         for name, data in files.items():
             _write(fresh / name, data)

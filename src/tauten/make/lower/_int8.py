@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from onnx import GraphProto, NodeProto
@@ -16,22 +16,23 @@ _MATRIX: Final = ("Gemm", "MatMul")
 _MADE: Final = "_quantized"
 
 
-def float_matrix_outputs(graph: GraphProto) -> None:
+def float_matrix_outputs(graph: GraphProto, answers: Sequence[str] = ()) -> None:
     """Hand out the sums of a last linear layer in float, in place: rounding them to 8 bits would gain nothing.
 
     Turns ``Gemm -> QuantizeLinear -> DequantizeLinear -> output`` into ``Gemm -> output``. A convolution keeps the
-    pair: it has no 8-bit kernel with a float result.
+    pair: it has no 8-bit kernel with a float result. ``answers`` are values that an output is chosen from: they may be
+    read by what chooses, too.
     """
     producers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, int] = {}
     for node in graph.node:
         for name in node.input:
             readers[name] = readers.get(name, 0) + 1
-    for output in [value.name for value in graph.output]:
+    for output in [*(value.name for value in graph.output), *answers]:
         chain = _chain(output, producers)
         if chain is None or any(readers.get(name) != 1 for name in (chain[0].output[0], chain[1].output[0])):
             continue
-        if readers.get(output):
+        if readers.get(output) and output not in answers:
             continue
         product, quantizes, dequantizes = chain
         product.output[0] = output

@@ -32,6 +32,7 @@ from tauten.make.lower._embedding import quantize_embeddings
 from tauten.make.lower._int8 import computed_products, float_matrix_outputs, keep_names, report
 from tauten.make.lower._ranges import find_ranges
 from tauten.make.lower._samples import rows
+from tauten.make.lower._stages import choosable, count_exits, decisions
 from tauten.make.model.model import Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
 
@@ -64,12 +65,13 @@ def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: C
     ``graph`` is left as it was. Raises ``LoweringError`` where the quantizer fails or the answers are lost in noise.
     """
     saturates, why = saturating_products()
+    exits = count_exits(model.module)
     batches = list(rows(context.task.data("calibrate"), model.inputs, batch=_BATCH, limit=plan.samples))
     try:
         with tempfile.TemporaryDirectory() as folder, _quiet():
             path = Path(folder) / "int8.onnx"
             if plan.method == "static":
-                _static(graph, path, plan, batches, saturates)
+                _static(graph, path, plan, batches, saturates, decisions(graph.graph, exits))
             else:
                 _dynamic(graph, path, plan, saturates)
             made = onnx.load(path)
@@ -81,7 +83,7 @@ def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: C
     }
     if plan.method == "static":
         notes["calibration_samples"] = sum(count_rows(model.inputs, batch) for batch in batches)
-        float_matrix_outputs(made.graph)
+        float_matrix_outputs(made.graph, choosable(made.graph, exits))
     notes["embeddings"] = quantize_embeddings(made.graph)
     keep_names(made.graph)
     notes |= report(made.graph, plan)
@@ -116,16 +118,23 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def _static(graph: ModelProto, path: Path, plan: QuantizationPlan, batches: list[Arrays], saturates: bool) -> None:
+def _static(
+    graph: ModelProto,
+    path: Path,
+    plan: QuantizationPlan,
+    batches: list[Arrays],
+    saturates: bool,
+    in_float: list[str],
+) -> None:
     options: dict[str, Any] = {
         "ActivationSymmetric": False,
         "WeightSymmetric": True,
     }
-    kinds, excluded = list(STATIC), []
+    kinds, excluded = list(STATIC), list(in_float)
     if any(node.op_type in _NORMALIZES for node in graph.graph.node):
         kinds = list(PRODUCTS)
         options["OpTypesToExcludeOutputQuantization"] = kinds
-        excluded = computed_products(graph.graph)
+        excluded += computed_products(graph.graph)
     prepared = _prepared(graph)
     if plan.calibration != "minmax":
         # The runtime's own histograms grow with each value that lies far out, until they fill the memory.

@@ -38,7 +38,7 @@ def to_artifact(
     """
     coder = CODECS.get(codec)
     weights_name = f"weights{coder.suffix}"
-    files = {lowered.graph_name: lowered.graph, weights_name: coder.encode(lowered.weights)}
+    files = {lowered.graph_name: lowered.graph, **lowered.more, weights_name: coder.encode(lowered.weights)}
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,6 +48,7 @@ def to_artifact(
         inputs=lowered.inputs,
         outputs=lowered.outputs,
         graph=lowered.graph_name,
+        stages=lowered.stages,
         weights=weights_name,
         codec=codec,
         weights_bytes=sum(array.nbytes for array in lowered.weights.values()),

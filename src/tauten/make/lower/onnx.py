@@ -8,15 +8,18 @@ from typing import Any, Final
 import torch
 from onnx import ModelProto
 
+from tauten.artifact.manifest import Stage
 from tauten.core.target import Target
-from tauten.core.tensor import TensorSpec
+from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import LoweringError
+from tauten.make.layers.early_exit import EarlyExits
 from tauten.make.lower._compare import check_same
 from tauten.make.lower._export import Exported, export, quiet
 from tauten.make.lower._graph import clean, detach, owners, rename, unwrap
 from tauten.make.lower._quantize import quantize
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._samples import rows
+from tauten.make.lower._stages import GRAPH_NAME, split
 from tauten.make.lower.lowering import Lowered
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
@@ -24,7 +27,6 @@ from tauten.make.model.pass_ import Context
 __all__ = ["lower"]
 
 _BORDER: Final = "tauten_"  # while the exporter works, so that no operation inside has a name the user chose
-_GRAPH_NAME: Final = "graph.onnx"
 _COMPARED = 16  # samples of the calibration data that the graph is held against the module on
 
 
@@ -51,11 +53,20 @@ def lower(model: Model, target: Target, context: Context) -> Lowered:
         context.progress("quantize", 0.5)
         graph, notes["quantization"] = quantize(graph, model, model.quantization, context)
         clean(graph, model.inputs, exported.outputs)
-    weights = detach(graph)
+    graphs, stages = [graph], tuple[Stage, ...]()
+    if isinstance(model.module, EarlyExits):
+        context.progress("stages", 0.9)
+        graphs, stages = split(graph, model, model.module, samples[0])
+    weights: Arrays = {}
+    for part in graphs:
+        weights |= detach(part)
     modules = [name for name, _ in model.module.named_modules()]
+    first, *more = (part.SerializeToString(deterministic=True) for part in graphs)
     return Lowered(
-        graph=graph.SerializeToString(deterministic=True),
-        graph_name=_GRAPH_NAME,
+        graph=first,
+        graph_name=GRAPH_NAME,
+        stages=stages,
+        more={stage.graph: data for stage, data in zip(stages[1:], more, strict=True)},
         weights=weights,
         inputs=model.inputs,
         outputs=exported.outputs,

@@ -5,6 +5,7 @@
     Pass
     ├── prune/      magnitude · structured
     ├── distill/    recover
+    ├── dynamic/    early_exit
     └── quantize/   post_training · dynamic
 
 A pass is named after its folder and file: ``prune.structured``.

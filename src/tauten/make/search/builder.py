@@ -54,7 +54,7 @@ class CandidateBuilder:
             seed=self._context.seed,
             seconds=time.perf_counter() - started,
             before=model.history[-1].after if model.history else "",
-            after=hashlib.sha256(lowered.graph).hexdigest(),
+            after=hashlib.sha256(b"".join((lowered.graph, *lowered.more.values()))).hexdigest(),
             notes=dict(lowered.notes),
         )
         return to_artifact(

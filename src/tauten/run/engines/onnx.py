@@ -1,7 +1,8 @@
 """ONNX Runtime, on the CPU or on a CUDA device, as the artifact's target says.
 
 The graph holds no weights: they are handed over as arrays, so that they may be stored by any codec and so that nothing
-in a graph can make the runtime open a file.
+in a graph can make the runtime open a file. A model with early exits is a graph a stage, for ONNX Runtime optimizes
+less inside the branches of one graph: convolutions there lose their channel-blocked layout.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 import onnxruntime
 
+from tauten.artifact.manifest import Stage
 from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines._onnx_wire import survey
+from tauten.run.engines._stages import Stages, Step
 from tauten.run.engines.engine import Engine
 
 __all__ = ["Onnx"]
@@ -32,42 +35,57 @@ _TYPES: Final = {"float": "float32", "double": "float64"}
 class Onnx(Engine):
     """Runs an ONNX graph with ONNX Runtime, one operation after the other, without threads that spin while idle."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, artifact: Artifact, threads: int) -> None:
+    def __init__(self, sessions: Sequence[onnxruntime.InferenceSession], artifact: Artifact, threads: int) -> None:
         super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
-        self._session: onnxruntime.InferenceSession | None = session
+        self._session: onnxruntime.InferenceSession | None = sessions[0]
         self._names = [spec.name for spec in self.outputs]
+        self._stages: Stages | None = None
         self._artifact = artifact
         self._threads = threads
         self._operations: dict[str, Any] | None = None
         self._describing = threading.Lock()
         self._quiet = onnxruntime.RunOptions()
         self._quiet.log_severity_level = _QUIET
+        if artifact.manifest.stages:
+            steps = [self._step(*pair) for pair in zip(artifact.manifest.stages, sessions, strict=True)]
+            self._stages = Stages(steps, self.inputs, self.outputs)
 
     @classmethod
     def load(cls, artifact: Artifact, *, threads: int) -> Self:
-        """A session over the artifact.
+        """A session over the artifact, or one for each of its stages.
 
-        Raises ``ArtifactError`` where the graph points to files, is no ONNX or does not fit the weights or the
-        manifest, ``EngineError`` where ONNX Runtime refuses it.
+        Raises ``ArtifactError`` where a graph points to files, is no ONNX or does not fit the weights or the manifest,
+        ``EngineError`` where ONNX Runtime refuses it.
         """
-        session = _session(artifact, _options(threads))
-        _check_border("input", artifact, artifact.manifest.inputs, session.get_inputs())
-        _check_border("output", artifact, artifact.manifest.outputs, session.get_outputs())
-        return cls(session, artifact, threads)
+        sessions = _sessions(artifact, [_options(threads) for _ in artifact.manifest.graphs])
+        if artifact.manifest.stages:
+            _check_stages(artifact, sessions)
+        else:
+            _check_border("input", artifact, artifact.manifest.inputs, sessions[0].get_inputs())
+            _check_border("output", artifact, artifact.manifest.outputs, sessions[0].get_outputs())
+        return cls(sessions, artifact, threads)
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         session = self._session
         if session is None:
             raise EngineError(f"{self._artifact.path}: the engine was closed")
         try:
+            if self._stages is not None:
+                return self._stages.run(inputs)
             answers = session.run(self._names, dict(inputs), self._quiet)
         except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
             raise EngineError(f"{self._artifact.path}: ONNX Runtime: {fault}") from fault
         return dict(zip(self._names, answers, strict=True))
 
+    def _step(self, stage: Stage, session: onnxruntime.InferenceSession) -> Step:
+        gives = [value.name for value in session.get_outputs()]
+        reads = tuple(value.name for value in session.get_inputs())
+        return Step(stage, reads, tuple(gives), lambda arrays: session.run(gives, arrays, self._quiet))
+
     def describe(self) -> dict[str, Any]:
         """Versions and settings, and the operations that run after ONNX Runtime's optimization, by precision.
 
+        Where there are early exits, also the stages, with the rows that have left after each since the engine is there.
         The first call optimizes the graph once more, to look at it; the answer is kept.
         """
         with self._describing:
@@ -81,10 +99,11 @@ class Onnx(Engine):
             "spinning": False,
             "graph_optimization": "all",
             "operations": self._operations,
+            **({} if self._stages is None else {"stages": self._stages.describe()}),
         }
 
     def close(self) -> None:
-        self._session = None
+        self._session = self._stages = None
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -101,7 +120,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _sessions(artifact: Artifact, options: Sequence[onnxruntime.SessionOptions]) -> list[onnxruntime.InferenceSession]:
+    """A session for each graph of the artifact, set up by one of ``options`` each."""
     provider = _PROVIDERS[artifact.manifest.target.device]
     # Asked for a provider that it lacks, the runtime would fall back to the processor without a word.
     if provider not in onnxruntime.get_available_providers():
@@ -109,36 +129,41 @@ def _session(artifact: Artifact, options: onnxruntime.SessionOptions) -> onnxrun
             f"{artifact.path}: its target {artifact.manifest.target.name} asks for {provider}; this ONNX Runtime has "
             f"{onnxruntime.get_available_providers()}: install onnxruntime-gpu, or choose a target on the CPU"
         )
-    graph, weights = artifact.graph(), artifact.weights()
-    _check_weights(artifact, graph, weights)
+    graphs, weights = artifact.graphs(), artifact.weights()
+    wanted = _check_weights(artifact, graphs, weights)
     onnxruntime.disable_telemetry_events()
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-    try:
-        if values:
-            options.add_external_initializers(list(weights), values)
-        session = onnxruntime.InferenceSession(graph, options, providers=[provider])
-    except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
-        raise EngineError(f"{artifact.path}: ONNX Runtime: {fault}") from fault
-    if session.get_providers()[0] != provider:
-        raise EngineError(f"{artifact.path}: {provider} did not start; ONNX Runtime uses {session.get_providers()}")
-    return session
+    sessions = []
+    for graph, names, option in zip(graphs, wanted, options, strict=True):
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(weights[name]) for name in names]
+        try:
+            if values:
+                option.add_external_initializers(names, values)
+            session = onnxruntime.InferenceSession(graph, option, providers=[provider])
+        except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
+            raise EngineError(f"{artifact.path}: ONNX Runtime: {fault}") from fault
+        if session.get_providers()[0] != provider:
+            raise EngineError(f"{artifact.path}: {provider} did not start; ONNX Runtime uses {session.get_providers()}")
+        sessions.append(session)
+    return sessions
 
 
-def _check_weights(artifact: Artifact, graph: bytes, weights: Arrays) -> None:
+def _check_weights(artifact: Artifact, graphs: Sequence[bytes], weights: Arrays) -> list[list[str]]:
+    """The names of the weights that each graph reads, which are there as it expects them."""
     try:
-        wanted = survey(graph).externals
+        wanted = [survey(graph).externals for graph in graphs]
     except ArtifactError as fault:
         raise ArtifactError(f"{artifact.path}: {fault}") from None
-    odd = sorted(set(wanted) ^ set(weights))
+    odd = sorted({name for externals in wanted for name in externals} ^ set(weights))
     if odd:
         raise ArtifactError(f"{artifact.path}: graph and weights do not name the same initializers: {odd[:8]}")
-    for name, tensor in wanted.items():
+    for name, tensor in ((name, tensor) for externals in wanted for name, tensor in externals.items()):
         array = weights[name]
         if array.dtype.name != tensor.dtype or array.shape != tensor.shape:
             raise ArtifactError(
                 f"{artifact.path}: the graph expects {name} as {tensor.dtype}{tensor.shape}, "
                 f"the weights hold {array.dtype.name}{array.shape}"
             )
+    return [list(externals) for externals in wanted]
 
 
 def _check_border(what: str, artifact: Artifact, specs: tuple[TensorSpec, ...], found: list[Any]) -> None:
@@ -149,6 +174,30 @@ def _check_border(what: str, artifact: Artifact, specs: tuple[TensorSpec, ...], 
         raise ArtifactError(f"{artifact.path}: the manifest declares {what}s {expected}, the graph has {came}")
 
 
+def _check_stages(artifact: Artifact, sessions: Sequence[onnxruntime.InferenceSession]) -> None:
+    """See that each stage reads what there is by then, and answers as the manifest declares."""
+    manifest = artifact.manifest
+    there = {spec.name: spec.dtype for spec in manifest.inputs}
+    answers = {spec.name: spec.dtype for spec in manifest.outputs}
+    unread = set(there)
+    for stage, session in zip(manifest.stages, sessions, strict=True):
+        where = f"{artifact.path}: {stage.graph}"
+        reads = {value.name: _dtype(value.type) for value in session.get_inputs()}
+        gives = {value.name: _dtype(value.type) for value in session.get_outputs()}
+        missing = {name: kind for name, kind in reads.items() if there.get(name) != kind}
+        if missing:
+            raise ArtifactError(f"{where}: reads {missing}, which no stage before it gives")
+        due = {**answers, **({stage.decides: "bool"} if stage.decides else {})}
+        lacking = {name: kind for name, kind in due.items() if gives.get(name) != kind}
+        again = (gives.keys() - due.keys()) & there.keys()
+        if lacking or again:
+            raise ArtifactError(f"{where}: expected it to give {due} and nothing twice, it gives {gives}")
+        there.update({name: kind for name, kind in gives.items() if name not in due})
+        unread -= reads.keys()
+    if unread:
+        raise ArtifactError(f"{artifact.path}: the manifest declares inputs {sorted(unread)}, which no stage reads")
+
+
 def _dtype(kind: str) -> str:
     """``tensor(float)`` to ``float32``; what is no tensor stays as it is."""
     inner = kind.removeprefix("tensor(").removesuffix(")")
@@ -157,12 +206,15 @@ def _dtype(kind: str) -> str:
 
 def _optimized_operations(artifact: Artifact, threads: int) -> dict[str, Any]:
     """``{"int8": {op: count}, "other": {op: count}, "int8_share": …}`` of the graph as ONNX Runtime runs it."""
-    options = _options(threads)
+    operations: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimized.onnx"
-        options.optimized_model_filepath = str(path)
-        _session(artifact, options)
-        operations = survey(path.read_bytes()).operations
+        paths = [Path(folder) / f"{index}.onnx" for index in range(len(artifact.manifest.graphs))]
+        options = [_options(threads) for _ in paths]
+        for option, path in zip(options, paths, strict=True):
+            option.optimized_model_filepath = str(path)
+        _sessions(artifact, options)
+        for path in paths:
+            operations += survey(path.read_bytes()).operations
     return by_precision(operations)
 
 
