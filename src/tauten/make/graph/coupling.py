@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
 from tauten.core.tensor import Array, TensorSpec
-from tauten.errors import PassError
 from tauten.make.graph.export import export
+from tauten.make.graph.groups import Group, Removal, Role, Size, Slot
 from tauten.make.graph.ids import IdArray, concatenate
+from tauten.make.graph.sizes import with_sizes
 from tauten.make.graph.trace import Traced, trace
 
-Role = Literal["producer", "consumer"]
+__all__ = ["Coupling", "Group", "Removal", "Size", "Slot", "couple", "group"]
 
 
 class Place(NamedTuple):
@@ -26,53 +27,6 @@ class Place(NamedTuple):
     dim: int
     role: Role
     rank: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Where a group's channels lie in one dimension of one parameter or buffer.
-
-    ``index[k]`` along dimension ``dim`` belongs to the group's unit ``unit[k]``; both have shape ``(entries,)``, sorted
-    by unit, then index. A unit may have several entries (a channel that was flattened over space).
-    A ``producer`` makes the channel, a ``consumer`` sums over it.
-    """
-
-    parameter: str
-    dim: int
-    role: Role
-    index: IdArray = field(repr=False)
-    unit: IdArray = field(repr=False)
-
-    def of(self, units: Iterable[int] | IdArray) -> IdArray:
-        """The indices that these units hold."""
-        return self.index[np.isin(self.unit, np.fromiter(units, dtype=np.int64))]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Units that live in the same dimensions of the same parameters, and so compete.
-
-    A unit is one prunable channel with all that it is made of and read by; removing it never changes another.
-    ``shaped_by`` are the operations that name a size of it (``view``, ``expand``), which the code may have fixed.
-    ``layers`` are the norm layers that the channels pass, where a slot's ``parameter`` is the layer's path and its
-    ``dim`` is of the layer's input: they keep the size as an attribute even where they have no tensor.
-    """
-
-    units: int
-    slots: tuple[Slot, ...]
-    shaped_by: tuple[str, ...] = ()
-    layers: tuple[Slot, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The first parameter that makes the channels, and the dimension where it is not the first."""
-        slot = next((slot for slot in self.slots if slot.role == "producer"), self.slots[0])
-        return slot.parameter if slot.dim == 0 else f"{slot.parameter}:{slot.dim}"
-
-    @property
-    def parameters(self) -> list[str]:
-        """Names of all that holds a part of it, each once."""
-        return list(dict.fromkeys(slot.parameter for slot in self.slots))
 
 
 @dataclass(frozen=True)
@@ -97,7 +51,8 @@ def couple(module: nn.Module, inputs: Sequence[TensorSpec], example: Mapping[str
     Raises ``PassError`` where ``torch.export`` cannot follow the module. The time is about linear in the number of
     operations and of channels.
     """
-    return group(trace(export(module, inputs, example), module))
+    coupling = group(trace(export(module, inputs, example), module))
+    return replace(coupling, groups=with_sizes(coupling.groups, module, inputs, example))
 
 
 def group(traced: Traced) -> Coupling:
@@ -168,45 +123,3 @@ def _groups(places: Sequence[Place], roots: Sequence[IdArray], shaped: Sequence[
         for number in np.unique(group_of[own[own < len(group_of)]]).tolist():
             by_group.setdefault(number, {})[where] = None
     return [replace(made, shaped_by=tuple(by_group.get(number, ()))) for number, made in enumerate(found)]
-
-
-@dataclass(frozen=True)
-class Removal:
-    """Which units of which groups go.
-
-    ``units`` maps a group's place in ``groups`` to the numbers of the units that go. Raises ``PassError`` where a
-    number is unknown or a group would lose all of its units.
-    """
-
-    groups: tuple[Group, ...]
-    units: Mapping[int, IdArray]
-
-    def __post_init__(self) -> None:
-        for place, units in self.units.items():
-            if not 0 <= place < len(self.groups):
-                raise PassError(f"there is no group {place}: there are {len(self.groups)}")
-            of_group = self.groups[place]
-            if units.size and (units.min() < 0 or units.max() >= of_group.units):
-                raise PassError(f"{of_group.name} has units 0 to {of_group.units - 1}, got {units.tolist()}")
-            if len(np.unique(units)) >= of_group.units:
-                raise PassError(f"{of_group.name}: at least one of its {of_group.units} channels must stay")
-
-    def entries(self) -> dict[tuple[str, int], IdArray]:
-        """For each parameter and dimension the indices that go, sorted."""
-        return _gone((slot, units) for place, units in self.units.items() for slot in self.groups[place].slots)
-
-    def layers(self) -> dict[tuple[str, int], IdArray]:
-        """For each norm layer, by its path and the dimension of its input, the channels that go, sorted."""
-        return _gone((slot, units) for place, units in self.units.items() for slot in self.groups[place].layers)
-
-    def only(self, places: Iterable[int]) -> Removal:
-        """The same for some of the groups."""
-        return Removal(self.groups, {place: self.units[place] for place in places})
-
-
-def _gone(parts: Iterable[tuple[Slot, IdArray]]) -> dict[tuple[str, int], IdArray]:
-    found: dict[tuple[str, int], list[IdArray]] = {}
-    for slot, units in parts:
-        found.setdefault((slot.parameter, slot.dim), []).append(slot.of(units))
-    gone = {where: np.unique(concatenate(listed)) for where, listed in found.items()}
-    return {where: indices for where, indices in gone.items() if indices.size}

@@ -41,15 +41,17 @@ def find_norms(program: ExportedProgram) -> dict[Node, Norm]:
         for spec in program.graph_signature.input_specs
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER)
     }
-    calls: dict[str, list[Node]] = {}
+    # Each call of a module has a key of its own: its path, and a number after the first.
+    calls: dict[tuple[str, str], list[Node]] = {}
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         if node.op == "call_function" and stack:
-            calls.setdefault(str(list(stack.values())[-1][0]), []).append(node)
+            key, (path, _) = list(stack.items())[-1]
+            calls.setdefault((key, path.split("@", 1)[0]), []).append(node)
     found: dict[Node, Norm] = {}
-    for path, nodes in calls.items():
+    for (_, path), nodes in calls.items():
         averages = [node for node in nodes if operation(node) in _FUSED | _MEANS]
-        norm = _norm(path.split("@", 1)[0], nodes, averages, targets) if averages else None
+        norm = _norm(path, nodes, averages, targets) if averages else None
         if norm is not None:
             found |= dict.fromkeys(averages, norm)
     return found

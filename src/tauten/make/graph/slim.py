@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
-from tauten.make.graph.coupling import Removal
 from tauten.make.graph.fit import fit, resize
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.ids import IdArray
 from tauten.make.graph.reference import average_over
 
@@ -23,9 +24,22 @@ def slim(module: nn.Module, removal: Removal) -> nn.Module:
     owners = _replace(module, removal, _slice)
     for (path, _), gone in removal.layers().items():
         resize(module.get_submodule(path), gone)
-    for owner in owners:
+    for owner in (*owners, *_computing(module, owners)):
         fit(owner)
+    entries = removal.entries()
+    for size in removal.sizes():
+        owner = module.get_submodule(size.path)
+        left = size.left(len(entries[(size.parameter, size.dim)]))
+        was = getattr(owner, size.attribute)
+        setattr(owner, size.attribute, type(was)([left]) if isinstance(was, tuple | list) else left)
     return module
+
+
+def _computing(module: nn.Module, parts: list[nn.Module]) -> list[nn.Module]:
+    """The modules with a weight that is computed of these parts (weight norm, say)."""
+    held = {id(part) for part in parts}
+    computing = [owner for owner in module.modules() if parametrize.is_parametrized(owner)]
+    return [owner for owner in computing if any(id(part) in held for part in owner.parametrizations.values())]
 
 
 def mask(module: nn.Module, removal: Removal) -> nn.Module:

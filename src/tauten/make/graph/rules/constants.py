@@ -11,9 +11,20 @@ if TYPE_CHECKING:
     from tauten.make.graph.trace import Call, Trace
 
 
+_LONGEST = 2**20
+"""Longer ones vary between calls (see ``trace``)."""
+
+
 @rule("zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "scalar_tensor")
 def constant(trace: Trace, call: Call) -> Value:
     """One number all over. Where the code writes its length down instead of asking for it, the run will show."""
     zero = call.op.endswith("zeros") or call.arguments.get("fill_value") == 0
     why = f"{call.where} has a size of its own"
-    return Value(tuple(Axis(size, zero=zero, reason=why, alike=True) for size in call.shapes[0]))
+    axes = []
+    for size in call.shapes[0]:
+        # What meets one and the same tensor has to stay as long as it: ids tell. One that varies is no dimension of
+        # channels.
+        ids = trace.ids.fresh(size) if 1 < size <= _LONGEST else None
+        axes.append(Axis(size, ids, zero=zero, reason=why, alike=ids is None))
+        trace.shapes(axes[-1], why)
+    return Value(tuple(axes))
