@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.make.graph.coupling import Coupling, Removal, couple
@@ -31,10 +32,10 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
     """Norms with statistics, scales and shifts as after training: fresh ones hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.PReLU):
+        if isinstance(layer, _NormBase | nn.LayerNorm | nn.GroupNorm | nn.PReLU):
             for tensor in layer.parameters():
                 tensor.data.copy_(torch.randn(tensor.shape, generator=generator))
-        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(layer, _NormBase) and layer.track_running_stats:
             layer.running_mean.copy_(torch.randn(layer.running_mean.shape, generator=generator))
             layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
     return module.eval()

@@ -23,6 +23,7 @@ from tauten.errors import PassError
 from tauten.make.graph.ids import IdArray, Ids
 from tauten.make.graph.norms import find_norms
 from tauten.make.graph.rules import RULES
+from tauten.make.graph.shuffles import find_shuffles
 from tauten.make.graph.value import Axis, Value, opaque
 
 # These read shapes or check them; what they say of a tensor holds for the smaller one when it is traced anew.
@@ -37,7 +38,8 @@ class Call:
 
     ``arguments`` are by the names of the ATen schema, defaults filled in; tensors are ``Value``s.
     ``shapes`` are those of the tensors that it returns. ``in_norm`` says that it averages inside of a module that does
-    nothing but normalise (see ``norms``), and so may go on over the kept channels.
+    nothing but normalise (see ``norms``), and so may go on over the kept channels; ``shuffles`` that it splits channels
+    into groups for a shuffle (see ``shuffles``).
     """
 
     op: str
@@ -46,6 +48,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]
     owner: nn.Module
     in_norm: bool = False
+    shuffles: bool = False
 
     def __getitem__(self, name: str) -> Any:
         """An argument; ``PassError`` where this overload of the operation has none of that name."""
@@ -185,6 +188,7 @@ class _Walk:
         self.known: dict[Node, Any] = {}
         self.holders: dict[str, tuple[IdArray, ...]] = {}
         self.in_norms = find_norms(program)
+        self.shuffles = find_shuffles(program, self.sizes.of)
 
     def run(self) -> Traced:
         signature = {spec.arg.name: spec for spec in self.program.graph_signature.input_specs}
@@ -268,7 +272,7 @@ class _Walk:
         path, owner = self._owner(node)
         found = node.meta.get("val")
         shapes = tuple(self.sizes.of(tensor.shape) for tensor in _tensors(found))
-        call = Call(op, path, self._bind(node, schema), shapes, owner, node in self.in_norms)
+        call = Call(op, path, self._bind(node, schema), shapes, owner, node in self.in_norms, node in self.shuffles)
         if op in _WITHOUT_EFFECT:
             return None
         rule = RULES.get(op) if schema is None or schema.name.startswith("aten::") else None

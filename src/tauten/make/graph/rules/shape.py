@@ -78,6 +78,11 @@ def _block(trace: Trace, call: Call, before: list[Axis], after: list[int]) -> li
     along = [size if axis is kept else 1 for axis, size in zip(real, sizes, strict=True)]
     grid = np.broadcast_to(trace.tracked(kept).reshape(along), sizes)
     target = grid.reshape([after[index] for index in places])
+    if call.shuffles and len(places) == 2:
+        # The same position of every group goes at once: the number of groups is what the code has fixed.
+        trace.ids.union(target, target[:1])
+        made[places[1]] = Axis(after[places[1]], np.ascontiguousarray(target[0]), zero=kept.zero)
+        return made
     for position, index in enumerate(places):
         rows = np.moveaxis(target, position, 0).reshape(after[index], -1)
         roots = trace.ids.find(rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tauten.errors import PassError
 from tauten.make.graph.rules._table import rule
 from tauten.make.graph.value import Axis, Value
@@ -26,8 +28,9 @@ def _over_space(trace: Trace, call: Call, data: Value, rank: int, *, keeps: bool
     *(f"{kind}_pool{rank}d" for kind in ("max", "avg", "adaptive_avg") for rank in (1, 2, 3)),
     *(f"_adaptive_avg_pool{rank}d" for rank in (2, 3)),
     *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "bilinear2d", "linear1d", "trilinear3d")),
-    "upsample_bicubic2d",
-)
+    *(f"_upsample_nearest_exact{rank}d" for rank in (1, 2, 3)),
+    "upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa",
+)  # fmt: skip
 def pool(trace: Trace, call: Call) -> Value:
     """Pooling and resizing: zeros stay zeros."""
     data: Value = next(iter(call.arguments.values()))
@@ -46,26 +49,43 @@ def pool_with_indices(trace: Trace, call: Call) -> tuple[Value, ...]:
     return pooled, pooled.with_zero(False)
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d")
+@rule(
+    "pad", "constant_pad_nd", "_pad_circular",
+    *(f"{kind}_pad{rank}d" for kind in ("reflection", "replication") for rank in (1, 2, 3)),
+)  # fmt: skip
 def pad(trace: Trace, call: Call) -> Value:
-    """Only dimensions that really grow or shrink are reckoned anew."""
+    """Dimensions that grow or shrink are reckoned anew; channels go on between new ones of one number, which stay."""
     data: Value = call["self"]
     amounts = call["pad"] if "pad" in call.arguments else call["padding"]
-    filled = call.arguments.get("value") or 0
+    constant = call.op == "constant_pad_nd" or call.arguments.get("mode") == "constant"
+    filled = (call.arguments.get("value") or 0) if constant else 0
     shape = call.shapes[0]
+    why = f"{call.where} pads it"
     axes = [axis.with_zero(axis.zero and filled == 0) for axis in data.axes]
     for back in range(1, len(amounts) // 2 + 1):
-        if amounts[2 * back - 2] != 0 or amounts[2 * back - 1] != 0:
-            trace.freeze(axes[-back], f"{call.where} pads it")
-            axes[-back] = Axis(shape[-back], reason=f"{call.where} pads it")
+        before, after = amounts[2 * back - 2 : 2 * back]
+        axis = axes[-back]
+        if before == after == 0:
+            continue
+        if axis.ids is not None and constant and isinstance(before, int) and min(before, after) >= 0:
+            new = [trace.tracked(Axis(amount, reason=why)) for amount in (before, after)]
+            axes[-back] = Axis(shape[-back], np.concatenate([new[0], axis.ids, new[1]]), zero=axis.zero)
+            trace.shapes(axis, call.where)
+        else:
+            trace.freeze(axis, why)
+            axes[-back] = Axis(shape[-back], reason=why)
     return Value(tuple(axes))
 
 
-@rule("mean", "sum", "amax", "amin", "max", "min", "var", "std", "argmax", "argmin", "logsumexp", "prod")
+@rule(
+    "mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "argmax", "argmin", "logsumexp",
+    "prod", "linalg_vector_norm", "norm",
+)  # fmt: skip
 def reduce(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
     """Dimensions that are reduced away.
 
-    Over channels only a sum may go on, and only where removed channels add zero to it, or what a norm averages.
+    Over channels only a sum may go on (or a vector's length, which is one), and only where removed channels add zero
+    to it, or what a norm averages.
     """
     data: Value = call["self"]
     dims = call.arguments.get("dim")
@@ -76,9 +96,9 @@ def reduce(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
     for index in reduced:
         if call.in_norm:
             trace.layer(call, data.axes[index])
-        elif call.op != "sum" or not data.axes[index].zero:
+        elif not (_adds_up(call) and data.axes[index].zero):
             trace.freeze(data.axes[index], f"{call.where} reduces over channels")
-    keeps = call.op in {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "prod"}
+    keeps = call.op not in {"argmax", "argmin", "logsumexp"}
     axes = []
     for index, axis in enumerate(data.axes):
         if index not in reduced:
@@ -87,6 +107,25 @@ def reduce(trace: Trace, call: Call) -> Value | tuple[Value, ...]:
             axes.append(Axis(1, reason=f"{call.where} reduced it"))
     made = Value(tuple(axes))
     return made if len(call.shapes) == 1 else (made, made.with_zero(False))
+
+
+def _adds_up(call: Call) -> bool:
+    """Whether zeros change nothing: sums, and lengths of vectors of a positive order."""
+    order = call.arguments.get("ord", call.arguments.get("p"))
+    return call.op == "sum" or (call.op in {"linalg_vector_norm", "norm"} and (order is None or order > 0))
+
+
+@rule("cosine_similarity")
+def cosine_similarity(trace: Trace, call: Call) -> Value:
+    """Three sums along one dimension of two tensors of one shape, to which zeros add nothing."""
+    one, other = call["x1"], call["x2"]
+    if one.shape != other.shape:
+        raise PassError("with operands of different shapes it has no pruning rule")
+    dim = call["dim"] % len(one.axes)
+    axes = [trace.unify(left, right) for left, right in zip(one.axes, other.axes, strict=True)]
+    if not axes[dim].zero:
+        trace.freeze(axes[dim], f"{call.where} reduces over channels")
+    return Value((*axes[:dim], *axes[dim + 1 :]))
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax")
