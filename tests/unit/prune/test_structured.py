@@ -73,7 +73,7 @@ def test_counts_are_rounded() -> None:
 def test_a_group_that_loses_nothing_is_not_rounded() -> None:
     scores = {0: torch.rand(10), 1: torch.rand(10)}
     assert {
-        place: len(gone) for place, gone in choose(scores, 0, Floors(0.1, 8), together=False, own={1: 0.3}).items()
+        place: len(gone) for place, gone in choose(scores, 0, Floors(0.1, 8), own={1: 0.3}).items()
     } == {1: 2}
 
 
@@ -166,7 +166,8 @@ def test_ranking_keeps_its_promises(
 ) -> None:
     generator = torch.Generator().manual_seed(len(groups))
     scores = {place: torch.rand(count, generator=generator) for place, count in enumerate(groups)}
-    chosen = choose(scores, ratio, Floors(keep, round_to), together=together)
+    pools = dict.fromkeys(scores, 0) if together else {}
+    chosen = choose(scores, ratio, Floors(keep, round_to), pools=pools)
     for place, gone in chosen.items():
         kept = groups[place] - len(gone)
         assert kept >= max(1, keep * groups[place] - 1e-6)
@@ -179,7 +180,7 @@ def test_ranking_keeps_its_promises(
 
 def test_a_layer_of_small_weights_does_not_vanish() -> None:
     scores = {0: torch.linspace(1, 2, 10), 1: torch.linspace(1, 2, 10) * 1e-3}
-    chosen = choose(scores, 0.5, Floors(0.1, 1), together=True)
+    chosen = choose(scores, 0.5, Floors(0.1, 1), pools={0: "all", 1: "all"})
     assert [len(gone) for gone in chosen.values()] == [5, 5]
 
 

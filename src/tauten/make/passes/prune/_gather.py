@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from tauten.make.graph.coupling import Group, Role, Slot
+from tauten.make.graph.groups import Group, Role, Slot
 from tauten.make.graph.ids import IdArray
 
 BOTH: tuple[Role, ...] = ("producer", "consumer")
@@ -42,5 +42,5 @@ def _fill(block: torch.Tensor, tensor: torch.Tensor, slot: Slot, counts: IdArray
         return
     # Entries are sorted by unit: each goes to the next free place of its unit's row.
     place = np.arange(len(slot.unit)) - (counts.cumsum() - counts)[slot.unit]
-    of_unit = block.unflatten(1, (-1, entries.shape[1]))
+    of_unit = block.view(len(block), -1, entries.shape[1])
     of_unit[torch.from_numpy(slot.unit), torch.from_numpy(place)] = entries.float().cpu()

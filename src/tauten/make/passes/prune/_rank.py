@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,22 +36,25 @@ def choose(
     ratio: float,
     floors: Floors,
     *,
-    together: bool,
+    pools: Mapping[int, Hashable] = MappingProxyType({}),
     own: Mapping[int, float] = MappingProxyType({}),
 ) -> dict[int, IdArray]:
-    """The lowest ``ratio`` of units, of each group or of all ``together``; groups that lose none are left out.
+    """The lowest ``ratio`` of units, of each group or of all those in its pool; groups that lose none are left out.
 
-    ``own`` are ratios of groups that stand for themselves.
-
-    ``scores`` are ``(units,)`` a group. Taken together, each group's are divided by their mean, so that
-    a layer of small weights does not vanish (Fang et al., 2023).
+    ``scores`` are ``(units,)`` a group. Groups of one pool compete: each group's scores are divided by their mean, so
+    that a layer of small weights does not vanish (Fang et al., 2023). A group in no pool stands for itself, and so does
+    one that has a ratio of its ``own``.
     """
     order = {place: torch.argsort(of_group, stable=True).numpy() for place, of_group in scores.items()}
     units = {place: len(of_order) for place, of_order in order.items()}
     losses = {place: round(own.get(place, ratio) * count) for place, count in units.items()}
-    if together:
-        shared = {place: of_group for place, of_group in scores.items() if place not in own}
-        losses |= _lowest(shared, order, round(ratio * sum(units[place] for place in shared)), floors)
+    members: dict[Hashable, list[int]] = {}
+    for place in scores:
+        if place in pools and place not in own:
+            members.setdefault(pools[place], []).append(place)
+    for places in members.values():
+        shared = {place: scores[place] for place in places}
+        losses |= _lowest(shared, order, round(ratio * sum(units[place] for place in places)), floors)
     kept = {place: floors.rounded(units[place] - losses[place], units[place]) for place in units if losses[place]}
     chosen = {place: np.sort(order[place][: units[place] - kept[place]]).astype(np.int64) for place in kept}
     return {place: gone for place, gone in chosen.items() if gone.size}
@@ -67,7 +70,5 @@ def _lowest(
         open_ = order[place][: len(score) - floors.least(len(score))]
         places.append(np.full(len(open_), place))
         values.append(score[open_] / max(float(score.mean()), np.finfo(np.float64).tiny))
-    if not places:
-        return {}
     lowest = np.concatenate(places)[np.argsort(np.concatenate(values), kind="stable")[:count]]
     return {place: int((lowest == place).sum()) for place in scores}

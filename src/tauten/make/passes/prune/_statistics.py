@@ -67,7 +67,8 @@ def drawn_loss(outputs: Tensors, labels: torch.Tensor | None) -> torch.Tensor:
     if axis is not None:
         logits = first.movedim(axis, -1).flatten(0, -2)
         drawn = torch.multinomial(logits.detach().float().softmax(dim=-1).cpu(), 1).squeeze(1).to(logits.device)
-        return functional.cross_entropy(logits, drawn, reduction="sum") / len(first) ** 0.5
+        loss: torch.Tensor = functional.cross_entropy(logits, drawn, reduction="sum") / len(first) ** 0.5
+        return loss
     total = first.new_zeros(())
     for output in outputs.values():
         if output.is_floating_point():

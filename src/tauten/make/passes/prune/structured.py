@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -13,16 +14,19 @@ from pydantic import Field
 from torch import nn
 
 from tauten.errors import PassError, PluginError, RecipeError
-from tauten.make.graph.coupling import Coupling, Group, Removal, couple
+from tauten.make.graph.coupling import Group, Removal, couple
 from tauten.make.graph.ids import IdArray
 from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import slim
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.model.run import forward
+from tauten.make.passes.prune._divide import Division, Scope, pools
 from tauten.make.passes.prune._rank import Floors, choose
+from tauten.make.passes.prune._repair import Repair, repair
 from tauten.make.passes.prune._samples import Samples
 from tauten.make.passes.prune._scores import score
+from tauten.make.passes.prune._sensitivity import curves
 from tauten.make.passes.prune.criteria import CRITERIA
 
 __all__ = ["Structured"]
@@ -32,25 +36,27 @@ __all__ = ["Structured"]
 class Structured(Pass):
     """Removes the ``ratio`` of channels that ``criterion`` scores lowest, with all that makes and reads them.
 
-    ``scope`` says whether each group of coupled channels loses that share, or all groups together (a group's scores
-    are then divided by their mean: Fang et al., 2023). What a group keeps is a multiple of ``round_to`` where it has
-    that many, and at least ``keep_at_least`` of it.
+    ``scope`` says how the share is divided: each group of coupled channels loses it (``layer``), all groups together
+    (``global``), those that are built alike together (``isomorphic``; Fang et al., 2024), or each as much as moves the
+    outputs least, measured by cutting it alone (``sensitivity``). Where groups compete, a group's scores are divided by
+    their mean (Fang et al., 2023). What a group keeps is a multiple of ``round_to`` where it has that many, and at
+    least ``keep_at_least`` of it. ``ratios`` names groups that lose a share of their own, as ``(group, share)``; a
+    group is named after the first parameter that makes its channels, as the notes have it.
 
     The smaller module is held against the original with zeros in what was removed; groups where the two differ are
-    left alone and told under ``refused``.
-
-    ``ratios`` names groups that lose a share of their own instead, as ``(group, share)``; a group is named after the
-    first parameter that makes its channels, as the notes have it. They take no part in ``scope="global"``.
+    left alone and told under ``refused``. Only then is what stays tuned, by ``repair``. What is measured is measured on
+    the first ``samples`` of calibration data.
     """
 
     name: ClassVar[str] = "prune.structured"
 
     ratio: Annotated[float, Field(ge=0, lt=1)]
     criterion: str = "l2"
-    scope: Literal["layer", "global"] = "global"
+    scope: Scope = "global"
     round_to: Annotated[int, Field(ge=1)] = 1
     keep_at_least: Annotated[float, Field(gt=0, le=1)] = 0.1
     ratios: tuple[tuple[str, float], ...] = ()
+    repair: Repair = "none"
     samples: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
@@ -60,12 +66,12 @@ class Structured(Pass):
         given = [group for group, _ in self.ratios]
         if len(set(given)) < len(given):
             raise RecipeError(f"{self.name}: ratios: expected each group once, got {given}")
-        if self.scope not in ("layer", "global"):
-            raise RecipeError(f"{self.name}: scope: expected layer or global, got {self.scope!r}")
-        if self.round_to < 1:
-            raise RecipeError(f"{self.name}: round_to: expected 1 or more, got {self.round_to}")
-        if self.samples < 1:
-            raise RecipeError(f"{self.name}: samples: expected 1 or more, got {self.samples}")
+        for name, value, known in (("scope", self.scope, Scope), ("repair", self.repair, Repair)):
+            if value not in get_args(known):
+                raise RecipeError(f"{self.name}: {name}: expected one of {', '.join(get_args(known))}, got {value!r}")
+        for name, number in (("round_to", self.round_to), ("samples", self.samples)):
+            if number < 1:
+                raise RecipeError(f"{self.name}: {name}: expected 1 or more, got {number}")
         if not 0 < self.keep_at_least <= 1:
             raise RecipeError(f"{self.name}: keep_at_least: expected above 0 and at most 1, got {self.keep_at_least}")
         try:
@@ -74,41 +80,61 @@ class Structured(Pass):
             raise RecipeError(f"{self.name}: criterion: {fault}") from fault
 
     def __call__(self, model: Model, context: Context) -> Change:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(context.seed)
+            return self._cut(model, context)
+
+    def _cut(self, model: Model, context: Context) -> Change:
         example = next(iter(context.task.data("calibrate")))[0]
+        samples = Samples(context.task.data("calibrate"), model.inputs, self.samples)
         context.progress("finding coupled channels", 0.0)
         coupling = couple(model.module, model.inputs, example)
         prover = Prover(
             model.module, model.inputs, example, lambda module, arrays: forward(module, model.inputs, (), arrays)
         )
-        before = _count(model.module)
-        refused = coupling.refused_layers()
-        samples = Samples(context.task.data("calibrate"), model.inputs, self.samples)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(context.seed)
-            scores = score(coupling.groups, model, CRITERIA.get(self.criterion), samples, context)
         names = names_of(coupling.groups)
-        own = self._own_ratios(names)
-        removal, broken = self._proven(coupling, scores, own, prover, context)
+        scores = dict(enumerate(score(coupling.groups, model, CRITERIA.get(self.criterion), samples, context)))
+        division = Division(
+            self.ratio,
+            Floors(self.keep_at_least, self.round_to),
+            pools=pools(self.scope, coupling.groups, model.module),
+            own=self._own_ratios(names),
+        )
+        broken: dict[int, str] = {}
+        if self.scope == "sensitivity":
+            free = {place: of_group for place, of_group in scores.items() if place not in division.own}
+            # What cannot go is not measured: half of every other group shows whether it can.
+            broken = prover.broken(Removal(coupling.groups, choose(free, 0.5, division.floors)))
+            free = {place: of_group for place, of_group in free.items() if place not in broken}
+            division = replace(division, curves=curves(model, coupling.groups, free, division.floors, samples, context))
+        removal, broken = _proven(coupling.groups, scores, division, broken, prover, context)
+        refused = coupling.refused_layers()
         for place, why in broken.items():
             name = coupling.groups[place].name
             refused[name.rpartition(".")[0] or name] = why
-        if (self.ratio or any(own.values())) and all(
+        if (self.ratio or any(division.own.values())) and all(
             of_group.units == 1 or place in broken for place, of_group in enumerate(coupling.groups)
         ):
             told = "; ".join(f"{layer}: {why}" for layer, why in list(refused.items())[:5])
             raise PassError(f"no channel of the model can be removed safely: {told or 'it has no coupled channels'}")
+        notes: dict[str, Any] = {
+            "groups": [_note(names[place], coupling.groups[place], units) for place, units in removal.units.items()],
+            "refused": refused,
+            "parameters_before": _count(model.module),
+        }
+        original = copy.deepcopy(model.module) if self.repair == "least_squares" else None
         module = slim(model.module, removal)
-        return Change(
-            module,
-            {
-                "groups": [
-                    _note(names[place], coupling.groups[place], units) for place, units in removal.units.items()
-                ],
-                "refused": refused,
-                "parameters_before": before,
-                "parameters_after": _count(module),
-            },
-        )
+        context.progress("repairing the smaller model", 0.8)
+        repaired = repair(model, original, removal, samples, self.repair)
+        notes["parameters_after"] = _count(module)
+        if self.scope == "sensitivity":
+            notes["sensitivity"] = {
+                names[place]: [[count / coupling.groups[place].units, loss] for count, loss in curve]
+                for place, curve in division.curves.items()
+            }
+        if repaired:
+            notes["repair"] = repaired
+        return Change(module, notes)
 
     def _own_ratios(self, names: Sequence[str]) -> dict[int, float]:
         """``ratios`` by the group's place."""
@@ -117,26 +143,25 @@ class Structured(Pass):
             raise PassError(f"ratios: no group {unknown}; there are {', '.join(names) or 'none'}")
         return {names.index(name): ratio for name, ratio in self.ratios}
 
-    def _proven(
-        self,
-        coupling: Coupling,
-        scores: list[torch.Tensor],
-        own: Mapping[int, float],
-        prover: Prover,
-        context: Context,
-    ) -> tuple[Removal, dict[int, str]]:
-        """A removal that holds, and the groups that had to be left out for it."""
-        broken: dict[int, str] = {}
-        floors = Floors(self.keep_at_least, self.round_to)
-        while True:
-            free = {place: of_group for place, of_group in enumerate(scores) if place not in broken}
-            chosen = choose(free, self.ratio, floors, together=self.scope == "global", own=own)
-            removal = Removal(coupling.groups, chosen)
-            context.progress("holding the smaller model against the original", 0.5)
-            found = prover.broken(removal)
-            if not found:
-                return removal, broken
-            broken |= found
+
+def _proven(
+    groups: tuple[Group, ...],
+    scores: Mapping[int, torch.Tensor],
+    division: Division,
+    broken: Mapping[int, str],
+    prover: Prover,
+    context: Context,
+) -> tuple[Removal, dict[int, str]]:
+    """A removal that holds, and the groups that had to be left out for it, ``broken`` ones among them."""
+    left_out = dict(broken)
+    while True:
+        free = {place: of_group for place, of_group in scores.items() if place not in left_out}
+        removal = Removal(groups, division.choose(free))
+        context.progress("holding the smaller model against the original", 0.7)
+        found = prover.broken(removal)
+        if not found:
+            return removal, left_out
+        left_out |= found
 
 
 def names_of(groups: Sequence[Group]) -> list[str]:
