@@ -5,7 +5,7 @@
     Pass
     ├── prune/      magnitude · structured
     ├── distill/    recover
-    ├── dynamic/    early_exit
+    ├── dynamic/    early_exit · token_merging
     └── quantize/   post_training · dynamic
 
 A pass is named after its folder and file: ``prune.structured``.
