@@ -16,7 +16,7 @@ from tauten.make.model.build import to_model
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context
 from tauten.make.passes import PASSES
-from tauten.make.passes.distill._losses import outputs_error, soft_targets
+from tauten.make.passes.distill._losses import soft_targets, values_error
 from tauten.make.passes.distill.recover import Recover
 from tauten.make.search.recipe import pass_from_json
 from tests.unit.train.problems import FEATURES, POINT, classify, clouds, in_batches, network, unlabelled
@@ -205,5 +205,5 @@ def test_soft_targets_of_extreme_logits_are_finite() -> None:
     assert student.grad.isfinite().all()
 
 
-def test_outputs_error_is_a_mean_square() -> None:
-    assert outputs_error(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 1.0])).item() == 4.5
+def test_values_error_is_a_mean_square() -> None:
+    assert values_error(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 1.0])).item() == 4.5

@@ -153,11 +153,12 @@ class Trainer:
         return 1
 
 
-def checkpoints_of(context: Context, step: Pass) -> Checkpoints | None:
-    """Where the training of a pass is kept, known by its parameters and its teacher; ``None`` where nowhere."""
+def checkpoints_of(context: Context, step: Pass, teachers: tuple[nn.Module, ...] = ()) -> Checkpoints | None:
+    """Where the training of a pass is kept, known by its parameters and its teachers; ``None`` where nowhere."""
     if context.checkpoints is None:
         return None
-    known = {"step": step.to_json(), "teacher": digest(context.reference), "loss": code_of(context.task.loss)}
+    taught = [digest(teacher) for teacher in teachers]
+    known = {"step": step.to_json(), "teachers": taught, "loss": code_of(context.task.loss)}
     return Checkpoints(context.checkpoints, json.dumps(known, sort_keys=True))
 
 
