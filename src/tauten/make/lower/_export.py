@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from tauten.core.rows import resize_rows
 from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
 from tauten.errors import LoweringError
+from tauten.make.lower._zeros import drop_zero_sums
 from tauten.make.model.model import Model
 from tauten.make.model.run import name_outputs
 
@@ -76,6 +77,7 @@ def export(model: Model, example: Mapping[str, Array]) -> Exported:
             program = _attempt(wrapper, tensors, model.inputs, Dim.DYNAMIC)
         except LoweringError:
             raise first from first.__cause__
+    drop_zero_sums(program, lifted(program))
     return Exported(program, _outputs(program, model))
 
 

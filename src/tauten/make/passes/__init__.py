@@ -3,8 +3,8 @@
 ::
 
     Pass
-    ├── prune/      magnitude · structured
-    ├── distill/    recover
+    ├── prune/      structured · depth · magnitude
+    ├── distill/    recover · progressive
     ├── dynamic/    early_exit · token_merging
     └── quantize/   post_training · dynamic
 

@@ -1,1 +1,1 @@
-"""Passes that take weights away: ``magnitude`` by zeros, ``structured`` in whole channels."""
+"""Passes that take weights away: ``structured`` in whole channels, ``depth`` in blocks, ``magnitude`` by zeros."""
