@@ -4,7 +4,7 @@
 
     Pass
     ├── prune/      structured · depth · magnitude
-    ├── distill/    recover · progressive
+    ├── distill/    recover
     ├── dynamic/    early_exit · token_merging
     └── quantize/   post_training · dynamic
 
