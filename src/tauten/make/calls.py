@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from tauten.artifact.read import Artifact
 from tauten.core.target import Target, find_target
@@ -16,6 +21,7 @@ from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
 from tauten.make.passes import PASSES
+from tauten.make.passes.distill._reference import refer_to
 
 
 def prune(
@@ -35,12 +41,38 @@ def prune(
     return _apply(f"prune.{method}", what, task, seed, parameters)
 
 
-def recover(what: Task | Model, *, task: Task | None = None, seed: int = 0, **parameters: Any) -> Model:
+def recover(
+    what: Task | Model,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
+    **parameters: Any,
+) -> Model:
     """Train on the task's train data to win quality back, with the original as a teacher unless ``distill=False``.
 
-    Arguments and errors as in ``prune``.
+    With a folder for ``checkpoints``, the same call goes on after a kill where it was. Other arguments and errors as in
+    ``prune``.
     """
-    return _apply("distill.recover", what, task, seed, parameters)
+    return _apply("distill.recover", what, task, seed, parameters, checkpoints)
+
+
+def distill(
+    what: Task | Model,
+    students: Sequence[str | Callable[[], nn.Module]] = (),
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
+    **parameters: Any,
+) -> Model:
+    """Teach a row of students, each by the one before it; the last one comes back.
+
+    ``students`` are functions that build modules, or references to such, as ``FILE.py:function``; without any, Tauten
+    prunes the model further for each of ``ratios``. Other arguments and errors as in ``recover``.
+    """
+    named = tuple(student if isinstance(student, str) else refer_to(student) for student in students)
+    return _apply("distill.progressive", what, task, seed, {"students": named, **parameters}, checkpoints)
 
 
 def quantize(
@@ -89,10 +121,17 @@ def save(
     )
 
 
-def _apply(name: str, what: Task | Model, task: Task | None, seed: int, parameters: dict[str, Any]) -> Model:
+def _apply(
+    name: str,
+    what: Task | Model,
+    task: Task | None,
+    seed: int,
+    parameters: dict[str, Any],
+    checkpoints: str | os.PathLike[str] | None = None,
+) -> Model:
     step = PASSES.get(name).from_parameters(parameters)
     model, context = _begin(what, task, seed)
-    return apply(step, model, context)
+    return apply(step, model, replace(context, checkpoints=None if checkpoints is None else Path(checkpoints)))
 
 
 def _begin(what: Task | Model, task: Task | None, seed: int) -> tuple[Model, Context]:

@@ -4,7 +4,7 @@
 
     Pass
     ├── prune/      structured · depth · magnitude
-    ├── distill/    recover
+    ├── distill/    recover · progressive
     ├── dynamic/    early_exit · token_merging
     └── quantize/   post_training · dynamic
 
