@@ -18,13 +18,12 @@ Repair = Literal["none", "batch_norm", "least_squares"]
 def repair(model: Model, original: nn.Module | None, removal: Removal, samples: Samples, how: Repair) -> dict[str, Any]:
     """Repair ``model`` in place, which is ``original`` without ``removal``; notes of what was done.
 
-    ``batch_norm`` takes the statistics of batch normalization anew; ``least_squares`` first fits the weights that read
-    the channels which went, and needs ``original``.
+    ``batch_norm`` takes the statistics of batch normalization anew. ``least_squares`` fits the weights that read the
+    channels which went, and needs ``original``; statistics stay, for its layers are fitted to what these are of.
     """
-    notes: dict[str, Any] = {}
+    if how == "batch_norm":
+        return {"normalized": reestimate(model, samples)}
     if how == "least_squares" and original is not None:
         found = refit(model, original, removal, samples)
-        notes = {"fitted": dict(found.fitted), "left": dict(found.left)}
-    if how != "none":
-        notes["normalized"] = reestimate(model, samples)
-    return notes
+        return {"fitted": dict(found.fitted), "left": dict(found.left), "samples": found.samples}
+    return {}

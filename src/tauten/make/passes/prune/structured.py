@@ -44,8 +44,9 @@ class Structured(Pass):
     group is named after the first parameter that makes its channels, as the notes have it.
 
     The smaller module is held against the original with zeros in what was removed; groups where the two differ are
-    left alone and told under ``refused``. Only then is what stays tuned, by ``repair``. What is measured is measured on
-    the first ``samples`` of calibration data.
+    left alone and told under ``refused``. Only then is what stays tuned, by ``repair``: ``least_squares`` fits the
+    layers that read what went, ``batch_norm`` takes its statistics anew. All that is measured is measured on the first
+    ``samples`` of calibration data.
     """
 
     name: ClassVar[str] = "prune.structured"
@@ -56,7 +57,7 @@ class Structured(Pass):
     round_to: Annotated[int, Field(ge=1)] = 1
     keep_at_least: Annotated[float, Field(gt=0, le=1)] = 0.1
     ratios: tuple[tuple[str, float], ...] = ()
-    repair: Repair = "none"
+    repair: Repair = "least_squares"
     samples: Annotated[int, Field(ge=1)] = 256
 
     def __post_init__(self) -> None:
