@@ -319,3 +319,16 @@ def test_the_seen_features_are_let_go(task: tauten.Task) -> None:
     with hints.watching(network()) as _:
         pass
     assert hints.seen == {}
+
+
+def test_hints_see_the_same_features_whatever_is_computed_twice_and_summed_up() -> None:
+    task = replace(residual_task(), epochs=2).fit()
+    parameters = {"epochs": 2, "hints": ("3", "4.norm1")}
+    plain = learn(task, residual_task(3).build(), **parameters)
+    twice = learn(task, residual_task(3).build(), recompute=True, **parameters)
+    assert notes(twice)["recomputed"] == 2
+    assert plain.history[-1].after == twice.history[-1].after
+    pictures = [(inputs["image"], labels) for inputs, labels in task.data("train")]
+    halves = [half for images, labels in pictures for half in in_batches(images, labels, 16)]
+    summed = learn(replace(task, train=halves), residual_task(3).build(), epochs=2, hints=("3",), accumulate=2)
+    assert notes(summed)["samples"] == notes(plain)["samples"]

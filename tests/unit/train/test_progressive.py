@@ -159,9 +159,7 @@ def test_a_file_that_is_not_there_is_told() -> None:
 
 
 def test_a_student_that_answers_otherwise_is_refused(task: tauten.Task) -> None:
-    with pytest.raises(
-        PassError, match=r"students:wrong: expected output of shape \(16, 3\) .* got \(16, 4\)"
-    ):
+    with pytest.raises(PassError, match=r"students:wrong: expected output of shape \(16, 3\) .* got \(16, 4\)"):
         tauten.distill(task, students=[students.wrong], epochs=1)
 
 

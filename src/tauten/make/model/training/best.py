@@ -18,20 +18,21 @@ class Best:
         self._module = module
         self._keep = keep
         self._seen = -1
-        self._epoch = 0
+        self._epoch = -1
         self._loss = math.inf
         self._state: dict[str, Any] = {}
 
-    def see(self, loss: float) -> float:
+    def see(self, loss: float, *, counts: bool = True) -> float:
+        """The loss of the next epoch, the start being the first; one that does not count is never the best."""
         self._seen += 1
-        if loss < self._loss or self._seen == 0:
+        if counts and (loss < self._loss or self._epoch < 0):
             self._epoch, self._loss = self._seen, loss if math.isfinite(loss) else math.inf
             self._state = {} if not self._keep else _copy(self._module.state_dict())
         return loss
 
     def waited(self) -> int:
         """Epochs since the smallest loss."""
-        return self._seen - self._epoch
+        return 0 if self._epoch < 0 else self._seen - self._epoch
 
     def restore(self) -> int:
         """Put them back; returns their epoch. Raises ``PassError`` where no loss was finite."""
@@ -56,7 +57,8 @@ class Best:
     def load(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """What ``tensors`` and ``numbers`` gave."""
         device = next((tensor.device for tensor in self._module.parameters()), torch.device("cpu"))
-        self._state = {name: tensor.to(device) for name, tensor in tensors.items()}
+        # What is no tensor, a module's extra state, stays as it is.
+        self._state = {**self._module.state_dict(), **{name: tensor.to(device) for name, tensor in tensors.items()}}
         self._seen, self._epoch = numbers["seen"], numbers["epoch"]
         self._loss = math.inf if numbers["loss"] is None else numbers["loss"]
 

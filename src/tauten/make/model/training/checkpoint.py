@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
@@ -127,4 +128,4 @@ def set_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 def _add(seen: hashlib._Hash, array: Array) -> None:
     seen.update(f"{array.dtype}{array.shape}".encode())
-    seen.update(array.tobytes())
+    seen.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -34,7 +34,8 @@ _REPORTS_AN_EPOCH = 20
 class Loop:
     """One training on its way: what it works on, and how far it came.
 
-    ``companion`` is trained along with ``module``; ``size`` counts a batch's samples.
+    ``companion`` is trained along with ``module``; ``size`` counts a batch's samples. ``settled`` is the share of all
+    steps after which ``on_step`` leaves weights in their final form: what is earlier is never kept as the best.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class Loop:
     processes: Processes
     progress: Progress
     on_step: OnStep | None
+    settled: float = 0.0
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     samples: int = 0
@@ -62,12 +64,13 @@ class Loop:
         done = self._load(best, *found) if found else False
         resumed = len(self.losses)
         if self.validate is not None and not found:
-            self.validation.append(best.see(self._validate(self.validate)))
+            self.validation.append(best.see(self._validate(self.validate), counts=self.settled == 0))
         stopped = self._has_stopped(best, epochs)
         while not done and not stopped and len(self.losses) < epochs:
             self._epoch(epochs, steps)
             if self.validate is not None:
-                self.validation.append(best.see(self._validate(self.validate)))
+                counts = self.settled == 0 or len(self.losses) * steps > self.settled * epochs * steps
+                self.validation.append(best.see(self._validate(self.validate), counts=counts))
             stopped = self._has_stopped(best, epochs)
             if checkpoint is not None:
                 self._save(checkpoint, best)

@@ -17,12 +17,12 @@ class Stepper:
     """Gathers the gradients of a step's batches, then takes it."""
 
     def __init__(
-        self, parameters: list[nn.Parameter], training: Training, processes: Processes, keep_zeros: bool
+        self, parameters: list[nn.Parameter], training: Training, processes: Processes, held: list[nn.Parameter]
     ) -> None:
         self._parameters = parameters
         self._training = training
         self._processes = processes
-        self._held = [p for p in parameters if p.ndim >= 2] if keep_zeros else []
+        self._held = held
         self._masks: list[torch.Tensor] = []
         # Decay pulls biases and the scales of normalization off their optimum without making the function simpler.
         groups = [

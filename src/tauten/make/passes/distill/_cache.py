@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from tauten.core.tensor import Arrays
@@ -87,5 +88,5 @@ def _key(inputs: Arrays) -> bytes:
     for name in sorted(inputs):
         array = inputs[name]
         seen.update(f"{name}|{array.dtype}|{array.shape}|".encode())
-        seen.update(array.tobytes())
+        seen.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return seen.digest()

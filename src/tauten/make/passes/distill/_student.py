@@ -15,7 +15,7 @@ from tauten.make.model.loss import task_loss
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context, Pass
 from tauten.make.model.task import Data, Task
-from tauten.make.model.train import Precision, Trainer, Training, checkpoints_of
+from tauten.make.model.train import OnStep, Precision, Trainer, Training, checkpoints_of
 from tauten.make.model.training.randomness import randomness_kept
 from tauten.make.passes.distill._cache import AnswerCache
 from tauten.make.passes.distill._distillation import Distillation, Logits, Method
@@ -87,8 +87,13 @@ class Learning(Pass):
         context: Context,
         teachers: tuple[nn.Module, ...],
         keep_zeros: bool = False,
+        on_step: OnStep | None = None,
+        settled: float = 0.0,
     ) -> dict[str, Any]:
-        """Train ``student.module`` in place; without ``teachers`` from labels alone. Returns notes."""
+        """Train ``student.module`` in place; without ``teachers`` from labels alone. Returns notes.
+
+        ``keep_zeros``, ``on_step`` and ``settled`` are the trainer's; vectors with zeros that passes made are held too.
+        """
         task = context.task
         distillation = self._distillation(student, task, teachers) if teachers else None
         trainer = Trainer(
@@ -111,7 +116,15 @@ class Learning(Pass):
             checkpoints=checkpoints_of(context, self, teachers),
         )
         with distillation.watching(student.module) if distillation else nullcontext():
-            trained = trainer(student.module, task.data("train"), self._held_out(task, teachers), keep_zeros=keep_zeros)
+            trained = trainer(
+                student.module,
+                task.data("train"),
+                self._held_out(task, teachers),
+                keep_zeros=keep_zeros,
+                held=student.held(),
+                on_step=on_step,
+                settled=settled,
+            )
         return {**trained.to_notes(), **(distillation.to_notes() if distillation else {"distilled": None})}
 
     def _distillation(self, student: Model, task: Task, teachers: tuple[nn.Module, ...]) -> Distillation:
