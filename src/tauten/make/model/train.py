@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
@@ -59,14 +59,17 @@ class Trainer:
         validate: Data | None = None,
         *,
         keep_zeros: bool = False,
+        held: Collection[str] = (),
         on_step: OnStep | None = None,
+        settled: float = 0.0,
     ) -> Trained:
         """Train ``module`` and leave it in evaluation mode, with the best weights where ``validate`` is given.
 
-        ``keep_zeros`` holds weights (of two dimensions and more) that are exactly zero at zero. ``on_step`` may set
-        more of them to zero, or free some; with one, ``Training(keep_best=False)`` keeps what the last step left.
-        Raises ``PassError`` where nothing can be trained or the loss is not finite, ``TaskError`` for data that does
-        not fit.
+        ``keep_zeros`` holds weights (of two dimensions and more) that are exactly zero at zero, and those in the
+        vectors named by ``held``, which have zeros because a pass made them. ``on_step`` may set more to zero, or free
+        some; ``settled`` is the share of all steps after which it does so no more, and weights of an earlier epoch are
+        then never handed back as the best. Raises ``PassError`` where nothing can be trained or the loss is not finite,
+        ``TaskError`` for data that does not fit.
         """
         seed_all(self.seed)
         learning = [module] if self.companion is None else [module, self.companion]
@@ -92,10 +95,11 @@ class Trainer:
                 seed=self.seed,
                 loss=lambda inputs, labels: self._loss(module, inputs, labels),
                 size=self._samples,
-                stepper=Stepper(parameters, self.training, processes, keep_zeros),
+                stepper=Stepper(parameters, self.training, processes, _held(module, held) if keep_zeros else []),
                 processes=processes,
                 progress=self.progress,
                 on_step=on_step,
+                settled=settled,
             )
             trained = loop.run(checkpoint)
         for parameter in parameters:
@@ -160,6 +164,12 @@ def checkpoints_of(context: Context, step: Pass, teachers: tuple[nn.Module, ...]
     taught = [digest(teacher) for teacher in teachers]
     known = {"step": step.to_json(), "teachers": taught, "loss": code_of(context.task.loss)}
     return Checkpoints(context.checkpoints, json.dumps(known, sort_keys=True))
+
+
+def _held(module: nn.Module, vectors: Collection[str]) -> list[nn.Parameter]:
+    """The parameters in which zeros stay zero."""
+    learning = ((name, one) for name, one in module.named_parameters() if one.requires_grad)
+    return [one for name, one in learning if one.ndim >= 2 or name in vectors]
 
 
 def _device(module: nn.Module) -> torch.device:
