@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -41,6 +43,13 @@ def resize(layer: nn.Module, gone: IdArray) -> None:
         layer.num_features -= len(gone)
     elif isinstance(layer, nn.LayerNorm | nn.RMSNorm):
         layer.normalized_shape = (layer.normalized_shape[0] - len(gone),)
+
+
+def follow(module: nn.Module, sizes: Mapping[str, int]) -> None:
+    """Attributes of any module that have become smaller; what was a tuple or list of one number stays one."""
+    for name, size in sizes.items():
+        was = getattr(module, name)
+        setattr(module, name, type(was)([size]) if isinstance(was, tuple | list) else size)
 
 
 def groups_left(layer: nn.GroupNorm, gone: IdArray) -> tuple[int, int]:

@@ -111,9 +111,15 @@ class Removal:
         """For each norm layer, by its path and the dimension of its input, the channels that go, sorted."""
         return _gone((slot, units) for place, units in self.units.items() for slot in self.groups[place].layers)
 
-    def sizes(self) -> list[Size]:
-        """The attributes that have to follow."""
-        return [size for place, units in self.units.items() if units.size for size in self.groups[place].sizes]
+    def sizes(self) -> dict[str, dict[str, int]]:
+        """The attributes that have to follow: what they become, by the module's path and their name."""
+        entries = self.entries()
+        found: dict[str, dict[str, int]] = {}
+        for size in (size for place in self.units for size in self.groups[place].sizes):
+            if (size.parameter, size.dim) in entries:
+                left = size.left(len(entries[(size.parameter, size.dim)]))
+                found.setdefault(size.path, {})[size.attribute] = left
+        return found
 
     def only(self, places: Iterable[int]) -> Removal:
         """The same for some of the groups."""

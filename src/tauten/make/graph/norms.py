@@ -95,7 +95,7 @@ def _normalises(mean: Node) -> bool:
 def _is_square(node: Node) -> bool:
     op = operation(node)
     if op == "pow":
-        return node.args[1] == 2
+        return bool(node.args[1] == 2)
     return op == "square" or (op == "mul" and node.args[0] is node.args[1])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ _MOST_RUNS = 200
 """Runs of the module in all, so that time is bounded; what is not found by then, the prover refuses."""
 _LEVELS = (0, 1, 2)
 """How far above a parameter's own module an attribute may be."""
+_OWN = "torch.nn."
+"""Where the layers come from whose attributes follow anyway (see ``fit``)."""
 
 Link = tuple[int, int, str]
 """A slot of a group, how many levels above its module an attribute is, and the attribute's name."""
@@ -94,24 +97,26 @@ class _Search:
     def _repair(self, place: int) -> list[Link]:
         """Attributes with which the group's removal runs, none where there are no such.
 
-        The one that lets the module run furthest before it fails is taken, then the next.
+        The one that lets the module run furthest before it fails is taken, then the next; two at once where no one
+        alone gets further.
         """
         chosen: list[Link] = []
         reached, _ = self._run([place])
         candidates = self._candidates(place)
-        while candidates:
-            scores = []
-            for links in candidates:
-                self._link(place, [*chosen, *links])
+        together = 1
+        while together <= 2:
+            best: list[Link] = []
+            for tried in itertools.combinations(candidates, together):
+                links = [*chosen, *itertools.chain(*tried)]
+                self._link(place, links)
                 operations, shapes = self._run([place])
                 if shapes == self.expected:
-                    return [*chosen, *links]
-                scores.append(operations)
-            best = max(scores)
-            if best <= reached:
-                break
-            reached = best
-            chosen += candidates.pop(scores.index(best))
+                    return links
+                if operations > reached:
+                    reached, best = operations, links
+            together = 1 if best else together + 1
+            chosen = best or chosen
+            candidates = [links for links in candidates if links[0] not in chosen]
         self._link(place, [])
         return []
 
@@ -127,12 +132,15 @@ class _Search:
             for number, slot in enumerate(of_group.slots):
                 size = self._size(slot.parameter, slot.dim)
                 path = _above(slot.parameter, level)
-                for name, value in _integers(self.module, path) if slot.parameter.count(".") >= level else ():
+                owner = self.module.get_submodule(path)
+                if level > slot.parameter.count(".") or type(owner).__module__.startswith(_OWN):
+                    continue
+                for name, value in _integers(self.module, path):
                     counts_units = level and len(slot.index) == size and value == of_group.units
                     if (value == size or counts_units) and (level == 0 or (path, name) not in seen):
                         seen.add((path, name))
                         leaf = slot.parameter.rpartition(".")[2]
-                        key = (type(self.module.get_submodule(path)), name, level, leaf, slot.dim)
+                        key = (type(owner), name, level, leaf, slot.dim)
                         found.setdefault(key, []).append((number, level, name))
         return list(found.values())
 
@@ -172,11 +180,11 @@ class _Search:
         return counted.operations, [leaf.shape for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
 
 
-class _Counted(TorchDispatchMode):
+class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tauten.make.graph.fit import fit, resize
+from tauten.make.graph.fit import fit, follow, resize
 from tauten.make.graph.groups import Removal
 from tauten.make.graph.ids import IdArray
 from tauten.make.graph.reference import average_over
@@ -26,20 +26,20 @@ def slim(module: nn.Module, removal: Removal) -> nn.Module:
         resize(module.get_submodule(path), gone)
     for owner in (*owners, *_computing(module, owners)):
         fit(owner)
-    entries = removal.entries()
-    for size in removal.sizes():
-        owner = module.get_submodule(size.path)
-        left = size.left(len(entries[(size.parameter, size.dim)]))
-        was = getattr(owner, size.attribute)
-        setattr(owner, size.attribute, type(was)([left]) if isinstance(was, tuple | list) else left)
+    for path, attributes in removal.sizes().items():
+        follow(module.get_submodule(path), attributes)
     return module
 
 
 def _computing(module: nn.Module, parts: list[nn.Module]) -> list[nn.Module]:
     """The modules with a weight that is computed of these parts (weight norm, say)."""
     held = {id(part) for part in parts}
-    computing = [owner for owner in module.modules() if parametrize.is_parametrized(owner)]
-    return [owner for owner in computing if any(id(part) in held for part in owner.parametrizations.values())]
+    found = []
+    for owner in module.modules():
+        computed = owner.parametrizations if parametrize.is_parametrized(owner) else None
+        if isinstance(computed, nn.ModuleDict) and any(id(part) in held for part in computed.values()):
+            found.append(owner)
+    return found
 
 
 def mask(module: nn.Module, removal: Removal) -> nn.Module:
@@ -50,7 +50,7 @@ def mask(module: nn.Module, removal: Removal) -> nn.Module:
     """
     _replace(module, removal, _zero)
     for (path, dim), gone in removal.layers().items():
-        average_over(module.get_submodule(path), gone, dim)
+        average_over(module.get_submodule(path), gone, dim, removal.sizes().get(path, {}))
     return module
 
 

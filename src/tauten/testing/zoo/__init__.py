@@ -7,9 +7,10 @@ downloaded, and importing this needs no ``transformers``.
 from __future__ import annotations
 
 from tauten.testing.zoo.entry import ZooModel
+from tauten.testing.zoo.handmade import HANDMADE
 from tauten.testing.zoo.transformers_text import TEXT
 from tauten.testing.zoo.transformers_vision import VISION
 
-__all__ = ["TEXT", "VISION", "ZOO", "ZooModel"]
+__all__ = ["HANDMADE", "TEXT", "VISION", "ZOO", "ZooModel"]
 
-ZOO: tuple[ZooModel, ...] = (*VISION, *TEXT)
+ZOO: tuple[ZooModel, ...] = (*HANDMADE, *VISION, *TEXT)

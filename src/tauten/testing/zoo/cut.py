@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import nn
 
-from tauten.core.tensor import Arrays
+from tauten.core.tensor import Array, Arrays
 from tauten.make.graph.coupling import Coupling, Removal, couple
 from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import mask, slim
@@ -48,7 +48,7 @@ def cut(entry: ZooModel, ratios: Sequence[float] = (0.5,), seed: int = 0) -> Cut
     module = entry.build(seed)
     example = entry.example(seed=seed)
 
-    def run(one: nn.Module, arrays: Arrays) -> Arrays:
+    def run(one: nn.Module, arrays: Mapping[str, Array]) -> Arrays:
         return forward(one, entry.inputs, (), arrays)
 
     coupling = couple(module, entry.inputs, example)
@@ -82,7 +82,7 @@ def _difference(expected: Arrays, found: Arrays) -> float:
     if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in found.items()}:
         return float("inf")
     shares = [
-        float(np.abs(expected[name] - found[name]).max() / max(np.abs(expected[name]).max(), 1e-30))
+        float(np.abs(np.subtract(expected[name], found[name])).max() / max(np.abs(expected[name]).max(), 1e-30))
         for name in expected
         if expected[name].dtype.kind == "f"
     ]

@@ -55,11 +55,11 @@ def convnext() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    return _make("ViT", **_ENCODER)
+    return _make("ViT", "ForImageClassification", **_ENCODER)
 
 
 def deit() -> nn.Module:
-    return _make("DeiT", head="ForImageClassificationWithTeacher", **_ENCODER)
+    return _make("DeiT", "ForImageClassificationWithTeacher", **_ENCODER)
 
 
 def swin() -> nn.Module:
@@ -68,7 +68,7 @@ def swin() -> nn.Module:
 
 def segformer() -> nn.Module:
     return _make(
-        "Segformer", head="ForSemanticSegmentation", num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1],
+        "Segformer", "ForSemanticSegmentation", num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1],
         hidden_sizes=[16, 32], patch_sizes=[7, 3], strides=[4, 2], num_attention_heads=[2, 4], mlp_ratios=[2, 2],
         decoder_hidden_size=16,
     )  # fmt: skip
