@@ -36,7 +36,7 @@ class Best:
 
     def restore(self) -> int:
         """Put them back; returns their epoch. Raises ``PassError`` where no loss was finite."""
-        if not self._keep:
+        if not self._keep or self._epoch < 0:
             return self._seen
         if not math.isfinite(self._loss):
             raise PassError(
