@@ -26,13 +26,15 @@ from tauten.make.passes.distill._reference import refer_to
 
 def prune(
     what: Task | Model,
-    method: Literal["structured", "magnitude", "depth"] = "structured",
+    method: Literal["structured", "depth", "magnitude", "gradual"] = "structured",
     *,
     task: Task | None = None,
     seed: int = 0,
     **parameters: Any,
 ) -> Model:
-    """Remove channels (``structured``) or residual blocks (``depth``), or set single weights to zero (``magnitude``).
+    """Remove channels (``structured``) or residual blocks (``depth``), or set single weights to zero.
+
+    The latter at once (``magnitude``) or step by step in training (``gradual``).
 
     ``what`` is a task, or a model that another call made (then ``task`` says where data comes from).
     ``parameters`` are the pass', such as ``ratio=0.5``. Raises ``RecipeError`` for parameters that do not fit,

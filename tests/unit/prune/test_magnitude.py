@@ -19,8 +19,10 @@ from tauten.make.model.build import to_model
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
+from tauten.make.passes.distill.recover import Recover
 from tauten.make.passes.prune._smallest import lamp, zero_smallest
 from tauten.make.passes.prune.magnitude import Magnitude
+from tests.unit.train.problems import classify
 
 
 def prune(module: nn.Module, step: Magnitude) -> Model:
@@ -172,6 +174,23 @@ def test_biases_and_norms_go_by_choice_each_kind_by_itself() -> None:
     assert zeros(made[1].weight) == 0
     assert zeros(made[1].bias) == 20
     assert model.history[0].notes["held"] == ["0.bias", "2.bias", "1.weight", "1.bias"]
+
+
+def test_zeros_in_biases_and_norms_survive_recovery_and_other_zeros_do_not() -> None:
+    task = classify()
+    model = to_model(task)
+    with torch.no_grad():
+        model.module[1].weight.uniform_(1, 2)
+        model.module[1].bias.zero_()
+    context = Context(task, model.module)
+    sparse = apply(Magnitude(ratio=0.5, include=("weights", "biases")), model, context)
+    recovered = apply(Recover(epochs=2), sparse, context).module
+    for name in ("0.weight", "0.bias", "3.weight", "3.bias"):
+        made = sparse.module.get_parameter(name)
+        assert zeros(made) == round(0.5 * made.numel())
+        assert torch.equal(recovered.get_parameter(name) == 0, made == 0)
+    # A norm's bias starts at zero of itself, and learns.
+    assert zeros(recovered[1].bias) < 16
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 ::
 
     Pass
-    ├── prune/      structured · depth · magnitude
+    ├── prune/      structured · depth · magnitude · gradual
     ├── distill/    recover · progressive
     ├── dynamic/    early_exit · token_merging
     └── quantize/   post_training · dynamic
