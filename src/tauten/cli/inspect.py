@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tauten.artifact.layers import Layer
+    from tauten.artifact.manifest import Stage
     from tauten.artifact.read import Artifact
     from tauten.core.record import Record
     from tauten.core.tensor import TensorSpec
@@ -69,6 +70,8 @@ def _show(console: Console, artifact: Artifact, rows: Sequence[Layer]) -> None:
     manifest = artifact.manifest
     console.print(_summary(artifact))
     console.print(_borders(manifest.inputs, manifest.outputs))
+    if manifest.stages:
+        console.print(_stages(manifest.stages))
     if manifest.measures:
         console.print(measures_table(manifest.measures, console.width))
     if manifest.history:
@@ -131,6 +134,21 @@ def _borders(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Ren
     for side, specs in (("input", inputs), ("output", outputs)):
         for spec in specs:
             table.add_row(side, plain(spec.name), spec.dtype, plain(spec.shape_text))
+    return table
+
+
+def _stages(stages: Sequence[Stage]) -> RenderableType:
+    from tauten.cli._measures import plain
+
+    table = _table("Stages", "graph", "leaves on features of", "that are sure by", "from ", "expected share ")
+    for stage in stages:
+        table.add_row(
+            plain(stage.graph),
+            plain(stage.at) if stage.decides else "the whole model",
+            plain(stage.confidence),
+            "" if stage.threshold is None else f"{stage.threshold:.4g}",
+            "" if stage.share is None else f"{stage.share:.1%}",
+        )
     return table
 
 

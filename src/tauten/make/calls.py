@@ -77,6 +77,21 @@ def distill(
     return _apply("distill.progressive", what, task, seed, {"students": named, **parameters}, checkpoints)
 
 
+def dynamic(
+    what: Task | Model,
+    method: Literal["early_exit", "gates", "token_merging"] = "early_exit",
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Model:
+    """Let each input decide how much is computed for it: by leaving early, by channels, or by tokens.
+
+    Arguments and errors as in ``prune``.
+    """
+    return _apply(f"dynamic.{method}", what, task, seed, parameters)
+
+
 def quantize(
     what: Task | Model,
     method: Literal["post_training", "dynamic"] = "post_training",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import torch
 from torch import nn
+
+from tauten.make.layers.choice import note_choice
 
 Confidence = Literal["probability", "margin", "entropy"]
 
@@ -45,8 +48,10 @@ class EarlyExits(nn.Module):
         """Class scores ``(batch, classes)``."""
         scores, answer = self.all_scores(*inputs)
         for index in reversed(range(len(self.heads))):
-            sure = confidence(scores[index] / self.temperatures[index], self.confidence) >= self.thresholds[index]
-            answer = torch.where(sure.unsqueeze(1), scores[index], answer)
+            sure = confidence(scores[index] / self.temperatures[index], self.confidence)
+            threshold = self.thresholds[index]
+            note_choice(partial(_margin, sure, threshold))
+            answer = torch.where((sure >= threshold).unsqueeze(1), scores[index], answer)
         return answer
 
     def all_scores(self, *inputs: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -86,6 +91,10 @@ def watch(
         for handle in handles:
             handle.remove()
     return seen, returned
+
+
+def _margin(sure: torch.Tensor, threshold: torch.Tensor) -> torch.Tensor:
+    return (sure - threshold).abs()
 
 
 def _first(returned: Any) -> torch.Tensor:

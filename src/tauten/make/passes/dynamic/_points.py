@@ -18,9 +18,8 @@ from tauten.make.graph.export import export
 from tauten.make.layers.early_exit import watch
 from tauten.make.model.run import name_outputs, to_tensor
 
-_EARLIEST: Final = 0.02
 _LATEST: Final = 2 / 3
-"""Points lie between these shares of all products: before, nothing is known; after, leaving saves little."""
+"""Up to which share of all products a point lies: after it, leaving saves little."""
 
 _ROWS: Final = 2
 
@@ -58,7 +57,7 @@ def find_points(module: nn.Module, specs: Sequence[TensorSpec], example: Mapping
             shorter = min(known.path, path, key=len)
             first = min(known, called[path], key=lambda point: point.products)
             found[node] = replace(first, path=shorter)
-    inside = [point for point in found.values() if _EARLIEST <= point.share <= _LATEST]
+    inside = [point for point in found.values() if point.products and point.share <= _LATEST]
     return sorted(inside, key=lambda point: point.share)
 
 
