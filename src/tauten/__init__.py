@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TaskError,
         TautenError,
     )
-    from tauten.make.calls import distill, dynamic, prune, quantize, recover, save
+    from tauten.make.calls import distill, dynamic, prune, quantize, recover, save, sensitivity
     from tauten.make.model.model import Model
     from tauten.make.model.task import Task
     from tauten.make.search.optimize import optimize
@@ -56,7 +56,7 @@ _HOMES = {
         "TaskError",
         "TautenError",
     ),
-    "tauten.make.calls": ("distill", "dynamic", "prune", "quantize", "recover", "save"),
+    "tauten.make.calls": ("distill", "dynamic", "prune", "quantize", "recover", "save", "sensitivity"),
     "tauten.make.model.model": ("Model",),
     "tauten.make.model.task": ("Task",),
     "tauten.make.search.optimize": ("optimize",),
@@ -101,6 +101,7 @@ __all__ = [
     "read_artifact",
     "recover",
     "save",
+    "sensitivity",
 ]
 
 

@@ -43,6 +43,21 @@ def prune(
     return _apply(f"prune.{method}", what, task, seed, parameters)
 
 
+def sensitivity(
+    what: Task | Model, *, task: Task | None = None, seed: int = 0, **parameters: Any
+) -> dict[str, list[list[float]]]:
+    """How far the outputs move when each group of channels alone is cut: ``{group: [[ratio, loss], ...]}``.
+
+    ``parameters`` are those of ``prune.structured`` that say what is measured, such as ``criterion`` and ``samples``.
+    Arguments and errors as in ``prune``; nothing is cut.
+    """
+    asked = {"ratio": 0, "scope": "sensitivity", "repair": "none", **parameters}
+    measured: dict[str, list[list[float]]] = (
+        _apply("prune.structured", what, task, seed, asked).history[-1].notes["sensitivity"]
+    )
+    return measured
+
+
 def recover(
     what: Task | Model,
     *,
