@@ -104,17 +104,21 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
 
 
 def test_another_training_does_not_take_it(tmp_path: Path) -> None:
-    interrupted(tmp_path, 25)
     points, labels = clouds(160, 0)
-    points[80, 0] += 1
+    relabelled, moved = labels.copy(), points.copy()
+    relabelled[80] = (relabelled[80] + 1) % 3  # in the sixth batch
+    moved[159, 0] += 1
+    same = classify(train=in_batches(points, labels))
+    interrupted(tmp_path, 25, task=same)
     for changed in (
-        {"learning_rate": 2e-2},
-        {"precision": "bfloat16"},
-        {"task": classify(train=in_batches(points, labels))},
-        {"task": classify(validate=in_batches(*clouds(64, 3)))},
+        {"task": same, "learning_rate": 2e-2},
+        {"task": same, "precision": "bfloat16"},
+        {"task": classify(train=in_batches(points, relabelled))},
+        {"task": classify(train=in_batches(moved, labels))},
+        {"task": classify(train=in_batches(points, labels), validate=in_batches(*clouds(64, 3)))},
     ):
         assert run(tmp_path, **changed)[1].resumed == 0  # type: ignore[arg-type]
-    assert run(tmp_path)[1].resumed == 2
+    assert run(tmp_path, task=same)[1].resumed == 2
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 100, b"\xff" * 7])

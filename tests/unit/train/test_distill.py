@@ -332,3 +332,18 @@ def test_hints_see_the_same_features_whatever_is_computed_twice_and_summed_up() 
     halves = [half for images, labels in pictures for half in in_batches(images, labels, 16)]
     summed = learn(replace(task, train=halves), residual_task(3).build(), epochs=2, hints=("3",), accumulate=2)
     assert notes(summed)["samples"] == notes(plain)["samples"]
+
+
+def test_a_module_that_gives_several_is_hinted_by_the_first() -> None:
+    class Several(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layer, self.head = nn.LSTM(FEATURES, width, batch_first=True), nn.Linear(width, CLASSES)
+
+        def forward(self, point: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.layer(point[:, None, :])[0][:, 0])
+            return found
+
+    torch.manual_seed(0)
+    made = learn(classify(model=Several(8).eval()), Several(4).eval(), epochs=1, hints=("layer",))
+    assert notes(made)["hints"] == ["layer"]

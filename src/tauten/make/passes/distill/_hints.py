@@ -182,12 +182,13 @@ def _walk(module: nn.Module, model: Model, inputs: Arrays) -> Tensors:
 
 @contextmanager
 def _watching(module: nn.Module, names: list[str], found: Tensors, twice: set[str] | None = None) -> Iterator[None]:
-    """What the named modules give is put into ``found`` meanwhile."""
+    """What the named modules give, of several the first, is put into ``found`` meanwhile."""
 
     def hook(name: str) -> object:
         def keep(layer: nn.Module, given: object, came: object) -> None:
             if twice is not None and name in found:
                 twice.add(name)
+            came = came[0] if isinstance(came, tuple | list) and came else came
             if isinstance(came, torch.Tensor):
                 found[name] = came
 
