@@ -180,6 +180,12 @@ def test_too_wide_a_layer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notes["left"] == {"2": "reads 5 numbers, more than 4"}
 
 
+def test_too_few_samples_are_told() -> None:
+    module = nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
+    notes = prune(task_of(module, nets.VECTOR), repair="least_squares", samples=3).history[-1].notes["repair"]
+    assert notes["left"] == {"2": "is fitted to 4 samples or more, got 3"}
+
+
 def test_heads_are_cut_whole_and_what_mixes_them_is_fitted() -> None:
     module = nets.lively(nets.Tokens(8, nets.Attention(8)))
     mended = prune(task_of(module), repair="least_squares", round_to=2)

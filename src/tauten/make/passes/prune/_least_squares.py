@@ -9,6 +9,10 @@ import torch
 
 STRENGTHS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Of the mean square of the inputs."""
+FIRST = 4
+"""The place of the one that is tried first."""
+Fitted = tuple[torch.Tensor, torch.Tensor]
+"""What to add to weight and bias."""
 
 
 class Solution(NamedTuple):
@@ -67,16 +71,27 @@ def solve(fit: Sums, held_out: Sums, *, intercept: bool) -> Solution:
     nothing = Solution(torch.zeros_like(fit.mixed.T), torch.zeros_like(fit.residuals), 1.0)
     if not fit.count or not held_out.count or not held_out.squares > 0:
         return nothing
-    found = {strength: _fitted(fit, strength, intercept=intercept) for strength in STRENGTHS}
-    errors = {strength: held_out.error(*pair) for strength, pair in found.items() if pair is not None}
-    best = min(errors, key=lambda strength: errors[strength], default=0.0)
-    if not best or not math.isfinite(errors[best]) or errors[best] >= held_out.squares:
+    tried: dict[int, tuple[float, Fitted | None]] = {}
+
+    def error(place: int) -> float:
+        if place not in tried:
+            pair = _fitted(fit, STRENGTHS[place], intercept=intercept)
+            found = math.inf if pair is None else held_out.error(*pair)
+            tried[place] = (found if math.isfinite(found) else math.inf, pair)
+        return tried[place][0]
+
+    # Each trial factors a matrix. The error falls and then rises with the strength, so that a few of them do.
+    best = FIRST
+    for step in (1, -1):
+        while 0 <= best + step < len(STRENGTHS) and error(best + step) < error(best):
+            best += step
+    if error(best) >= held_out.squares:
         return nothing
-    of_all = _fitted(fit.plus(held_out), best, intercept=intercept) or found[best]
-    return nothing if of_all is None else Solution(*of_all, max(0.0, errors[best]) / held_out.squares)
+    of_all = _fitted(fit.plus(held_out), STRENGTHS[best], intercept=intercept) or tried[best][1]
+    return nothing if of_all is None else Solution(*of_all, max(0.0, error(best)) / held_out.squares)
 
 
-def _fitted(sums: Sums, strength: float, *, intercept: bool) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _fitted(sums: Sums, strength: float, *, intercept: bool) -> Fitted | None:
     products, mixed = sums.centred() if intercept else (sums.products.clone(), sums.mixed)
     diagonal = products.diagonal()
     diagonal += strength * diagonal.mean()

@@ -14,7 +14,7 @@ from tauten.make.graph.coupling import Removal
 from tauten.make.model.model import Model
 from tauten.make.model.run import call
 from tauten.make.passes.prune._least_squares import Sums, solve
-from tauten.make.passes.prune._reading import Layer, Reading
+from tauten.make.passes.prune._reading import HELD_OUT, Layer, Reading
 from tauten.make.passes.prune._samples import Samples
 from tauten.make.passes.prune._step_by_step import Walk
 
@@ -56,6 +56,10 @@ def refit(model: Model, original: nn.Module, removal: Removal, samples: Samples)
         return Refit({}, left)
     most = max(FEWEST_SAMPLES, MOST_BYTES // (8 * max(1, largest)))
     inputs, count = samples.together(most)
+    if count < HELD_OUT:
+        return Refit(
+            {}, {**left, **dict.fromkeys(layers, f"is fitted to {HELD_OUT} samples or more, got {count}")}, count
+        )
     gone = removal.entries()
     readings = {name: Reading(layer, gone.get((f"{name}.weight", 0))) for name, layer in layers.items()}
     fitted: dict[str, float] = {}
