@@ -24,7 +24,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
 
 import tauten
 from bench import _resnet
