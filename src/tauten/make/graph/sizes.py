@@ -31,6 +31,8 @@ from tauten.make.graph.slim import slim
 
 _MOST_RUNS = 200
 """Runs of the module in all, so that time is bounded; what is not found by then, the prover refuses."""
+_MOST_OPERATIONS = 50_000
+"""As many operations in all those runs: some ten seconds, where a module has so many that each run is long."""
 _LEVELS = (0, 1, 2)
 """How far above a parameter's own module an attribute may be."""
 _OWN = "torch.nn."
@@ -60,6 +62,7 @@ class _Search:
     ) -> None:
         self.groups = list(groups)
         self.left = _MOST_RUNS
+        self.operations_left = _MOST_OPERATIONS
         # Tensors without numbers, of which only shapes are reckoned: it costs nothing that a layer is large.
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
@@ -165,7 +168,7 @@ class _Search:
 
     def _run(self, places: Iterable[int]) -> tuple[int, list[torch.Size] | None]:
         """Without half of these groups' channels: how many operations ran, and the outputs' shapes where all did."""
-        if not self.left:
+        if not self.left or self.operations_left <= 0:
             raise _Spent
         self.left -= 1
         removal = Removal(tuple(self.groups), {place: np.arange(self.groups[place].units // 2) for place in places})
@@ -177,6 +180,8 @@ class _Search:
                     found: Any = own(*self.arrays)
         except Exception:  # noqa: BLE001 - that the module's code raises is the finding
             return counted.operations, None
+        finally:
+            self.operations_left -= counted.operations
         return counted.operations, [leaf.shape for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)]
 
 
