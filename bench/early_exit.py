@@ -1,10 +1,10 @@
 """Early exits on Fashion-MNIST: mean latency over real pictures, with and without, in float and in int8.
 
 The network of the pruning benchmarks, and the same network after ``dynamic.early_exit``, both written as artifacts and
-run by ONNX Runtime with one thread. Every picture goes through all artifacts in turn, alone; its latency is the median of
-its repeats, and the mean is taken over pictures, for with early exits latency depends on what comes. Quality is that of
-the artifacts on the test pictures, which nothing was chosen on. Needs TAUTEN_DATA or a network. Finished seeds are kept
-in ``build/bench``; remove that folder to measure anew.
+run by ONNX Runtime with one thread. Every picture goes through all artifacts in turn, alone; its latency is the median
+of its repeats, and the mean is taken over pictures, for with early exits latency depends on what comes. Quality is that
+of the artifacts on the test pictures, which nothing was chosen on. Needs TAUTEN_DATA or a network. Finished seeds are
+kept in ``build/bench``; remove that folder to measure anew.
 """
 
 from __future__ import annotations

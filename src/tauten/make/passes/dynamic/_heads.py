@@ -14,10 +14,10 @@ from tauten.core.tensor import Arrays, TensorSpec
 from tauten.make.layers.early_exit import EarlyExits, PlaneHead, TokenHead, watch
 from tauten.make.model.loss import Loss, task_loss
 from tauten.make.model.model import Model
-from tauten.make.model.pass_ import Context
+from tauten.make.model.pass_ import Context, Pass
 from tauten.make.model.run import Tensors, call, name_outputs, to_tensor
 from tauten.make.model.task import Batch, Data
-from tauten.make.model.train import Objective, Trained, Trainer, Training
+from tauten.make.model.train import Objective, Trained, Trainer, Training, checkpoints_of
 from tauten.make.model.training.precision import Precision, channels_last, computing_in
 from tauten.make.passes.distill._losses import soft_targets
 from tauten.make.passes.dynamic._points import Point
@@ -64,7 +64,7 @@ def train_heads(module: EarlyExits, model: Model, context: Context, training: Tr
         return trainer(heads, Data(walk, inputs, "train"), validate)
 
 
-def train_together(module: EarlyExits, model: Model, context: Context, training: Training) -> Trained:
+def train_together(module: EarlyExits, model: Model, context: Context, training: Training, step: Pass) -> Trained:
     """Train the model and its heads at once, on labels and on the answers that the model gave before. In place."""
     task = context.task
     teacher = copy.deepcopy(module.model).eval()
@@ -84,6 +84,7 @@ def train_together(module: EarlyExits, model: Model, context: Context, training:
         seed=context.seed,
         progress=context.progress,
         teachers=(teacher,),
+        checkpoints=checkpoints_of(context, step, (teacher,)),
     )
     return trainer(_Together(module), task.data("train"), task.data("validate") if task.has("validate") else None)
 

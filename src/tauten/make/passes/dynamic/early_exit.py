@@ -89,7 +89,10 @@ class EarlyExit(Pass):
             learning_rate=self.learning_rate or task.learning_rate,
             precision=self.precision,
         )
-        trained = (train_together if self.together else train_heads)(module, model, context, training)
+        if self.together:
+            trained = train_together(module, model, context, training, self)
+        else:
+            trained = train_heads(module, model, context, training)
         context.progress("finding how sure the exits have to be", 1.0)
         held, on = judge(module, points, model, context.task)
         thresholds = for_drop(held, self.max_drop) if self.share is None else for_share(held, self.share)
