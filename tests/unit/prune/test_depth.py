@@ -78,6 +78,21 @@ def test_a_shorter_transformer_is_the_original_with_the_branch_at_zero(name: str
     np.testing.assert_allclose(forward(model.module, model.inputs, model.outputs, shorter)["output"], wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["norm first", "norm last"])
+def test_pytorchs_own_encoder_layer_which_has_a_kernel_for_all_of_it(first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=first)
+    module = residuals.lively(nn.Sequential(layer, nn.Linear(8, 2)))
+    task = residuals.task(module, TensorSpec(name="tokens", shape=("batch", 5, 8)))
+    model = shorten(task, keep=("0.linear1",))
+    assert removed(model) == ["0.self_attn"]
+    expected = copy.deepcopy(module)
+    with torch.no_grad():
+        expected[0].self_attn.out_proj.weight.zero_()
+        expected[0].self_attn.out_proj.bias.zero_()
+    assert_same(model, expected, task)
+    assert len(removed(shorten(task, ratio=1.0))) == 2
+
+
 def operations(model: Model, task: Task, folder: Path) -> tuple[Counter[str], int]:
     artifact = tauten.save(model, folder, task=task)
     graph = onnx.load(str(folder / "graph.onnx"), load_external_data=False)

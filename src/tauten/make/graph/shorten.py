@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,8 +20,7 @@ from tauten.make.graph.residual import Block, Branches
 from tauten.make.layers.nothing import Nothing, blueprint
 
 _GATE: Final = "tauten_gate_{}"
-Place = tuple[nn.Module, str, nn.Module]
-"""A module, the name of a part of it, and that part."""
+Undo = Callable[[], object]
 
 
 class Shortener:
@@ -76,12 +76,12 @@ class Shortener:
     @contextmanager
     def without(self, removed: Sequence[Block]) -> Iterator[nn.Module]:
         """The module with these blocks gone for as long as this lasts."""
-        places = self._replace(removed)
+        undo = self._replace(removed)
         try:
             yield self._module
         finally:
-            for owner, name, layer in places:
-                owner.register_module(name, layer)
+            for step in reversed(undo):
+                step()
 
     def remove(self, removed: Sequence[Block]) -> None:
         """Take them out for good."""
@@ -115,8 +115,8 @@ class Shortener:
         self.refused[block.name] = why
         return False
 
-    def _replace(self, removed: Sequence[Block]) -> list[Place]:
-        """Put ``Nothing`` in the place of their layers, by whatever names they are held; what was there before."""
+    def _replace(self, removed: Sequence[Block]) -> list[Undo]:
+        """Put ``Nothing`` in the place of their layers, by whatever names they are held; what undoes that."""
         modules = dict(self._module.named_modules())
         wanted = {
             id(modules[path]): self._forms.nothing(path, sized=self._sized[block.name])
@@ -129,10 +129,16 @@ class Shortener:
             for name, layer in owner.named_children()
             if id(layer) in wanted
         ]
+        undo: list[Undo] = []
         for owner, name, layer in places:
             nothing = wanted[id(layer)].to(_device(layer))
             owner.register_module(name, nothing.eval())
-        return places
+            undo.append(partial(owner.register_module, name, layer))
+            if isinstance(owner, nn.TransformerEncoderLayer) and owner.activation_relu_or_gelu:
+                # It has a kernel of its own for all of it at once, which reads the weights and calls no part.
+                undo.append(partial(setattr, owner, "activation_relu_or_gelu", owner.activation_relu_or_gelu))
+                owner.activation_relu_or_gelu = 0
+        return undo
 
 
 class _Forms:
@@ -158,7 +164,7 @@ class _Forms:
         """What can stand in the layer's place; ``PassError`` where nothing can."""
         if path in self._faults or (path, sized) not in self._seen:
             raise PassError(f"{path}: {self._faults.get(path, 'was not called')}")
-        return Nothing(self._seen[path, sized])
+        return Nothing(self._seen[path, sized], self._layers[path])
 
     def _hook(self, path: str) -> Any:
         def note(layer: nn.Module, given: Any, named: Any, answer: Any) -> None:

@@ -33,12 +33,20 @@ class Nothing(nn.Module):
 
     The zeros have one element in each dimension, and broadcast where they are added: no engine computes anything for
     them. Where the code around the layer reads sizes off its answer or overwrites it, ``blueprint`` asks for zeros in
-    full size.
+    full size. Plain attributes of the layer stay readable, and its parameters as tensors without elements, since that
+    code may ask for a size or a type.
     """
 
-    def __init__(self, form: Any) -> None:
+    def __init__(self, form: Any, layer: nn.Module) -> None:
         super().__init__()
         self._form = form
+        own = set(vars(self))
+        for name, value in vars(layer).items():
+            if name not in own and isinstance(value, bool | int | float | str | tuple):
+                setattr(self, name, value)
+        for name, parameter in layer._parameters.items():
+            empty = None if parameter is None else parameter.detach().new_empty(0)
+            self.register_buffer(name, empty, persistent=False)
         for index, blank in enumerate(_blanks(form)):
             # A constant of the module, not a part of its state: nothing to load, nothing to train.
             zero = torch.zeros((1,) * blank.rank, dtype=blank.dtype)
