@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tauten.make.calls import distill, dynamic, prune, quantize, recover, save, sensitivity
     from tauten.make.model.model import Model
     from tauten.make.model.task import Task
+    from tauten.make.search.adapt import Adapted, adapt
+    from tauten.make.search.compare import compare
+    from tauten.make.search.comparison import Comparison
     from tauten.make.search.optimize import optimize
     from tauten.make.search.recipe import Recipe
     from tauten.make.search.result import Result
@@ -59,6 +62,9 @@ _HOMES = {
     "tauten.make.calls": ("distill", "dynamic", "prune", "quantize", "recover", "save", "sensitivity"),
     "tauten.make.model.model": ("Model",),
     "tauten.make.model.task": ("Task",),
+    "tauten.make.search.adapt": ("Adapted", "adapt"),
+    "tauten.make.search.compare": ("compare",),
+    "tauten.make.search.comparison": ("Comparison",),
     "tauten.make.search.optimize": ("optimize",),
     "tauten.make.search.recipe": ("Recipe",),
     "tauten.make.search.result": ("Result",),
@@ -69,10 +75,12 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Adapted",
     "Artifact",
     "ArtifactError",
     "Budget",
     "BudgetNotMet",
+    "Comparison",
     "ConfigError",
     "Engine",
     "EngineError",
@@ -92,6 +100,8 @@ __all__ = [
     "TaskError",
     "TautenError",
     "TensorSpec",
+    "adapt",
+    "compare",
     "distill",
     "dynamic",
     "load",

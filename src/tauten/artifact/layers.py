@@ -50,6 +50,55 @@ def layers(artifact: Artifact) -> tuple[Layer, ...]:
     return tuple(sorted(found, key=lambda layer: (_natural(layer.name), _natural(layer.weight))))
 
 
+class Mask(Value):
+    """Where a weight is not zero, as a picture: the matrix ``(first dimension, all others)``, drawn in cells.
+
+    ``rows`` holds a hexadecimal digit a cell: ``0`` where all of its numbers are zero, ``f`` where none is. ``shape``
+    is that of the stored array, ``zeros`` the share of numbers, from 0 to 1, that stand for zero.
+    """
+
+    layer: str
+    weight: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    zeros: Annotated[float, Field(ge=0, le=1)]
+    rows: tuple[str, ...]
+
+
+def masks(artifact: Artifact, *, cells: int = 48, least: float = 0.1) -> tuple[Mask, ...]:
+    """A mask for each weight of two and more dimensions of which at least the share ``least`` is zero.
+
+    A dimension of more than ``cells`` is drawn in so many. Ordered as ``layers`` are. Raises ``ArtifactError`` where
+    the weights cannot be decoded.
+    """
+    weights = artifact.weights()
+    found = []
+    for name, array in weights.items():
+        if array.ndim < 2 or not array.size or _owner(name, weights) is not None:
+            continue
+        weight = name.removesuffix(_QUANTIZED)
+        zero = _is_zero(array, weights.get(f"{weight}_zero_point") if name != weight else None)
+        share = float(zero.mean())
+        if share < least:
+            continue
+        layer = _module(name, weight, artifact.manifest.layers)
+        density = _shrink(np.logical_not(zero).reshape(len(zero), -1), cells)
+        rows = tuple("".join(f"{round(cell * 15):x}" for cell in row) for row in density)
+        found.append(Mask(layer=layer, weight=weight, shape=array.shape, zeros=share, rows=rows))
+    return tuple(sorted(found, key=lambda mask: (_natural(mask.layer), _natural(mask.weight))))
+
+
+def _shrink(matrix: Array, cells: int) -> Array:
+    """The mean of each of at most ``cells`` times ``cells`` blocks of ``(rows, columns)``."""
+    for axis in (0, 1):
+        size = matrix.shape[axis]
+        if size > cells:
+            starts = np.arange(cells) * size // cells
+            counts = np.diff([*starts, size])
+            sums = np.add.reduceat(matrix.astype(np.float64), starts, axis=axis)
+            matrix = sums / np.expand_dims(counts, 1 - axis)
+    return matrix.astype(np.float64)
+
+
 def _owner(name: str, weights: Mapping[str, Array]) -> str | None:
     """The quantized weight that ``name`` is a scale or zero point of, where it is one."""
     for suffix in _COMPANIONS:
@@ -63,7 +112,7 @@ def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mappi
     weight = name.removesuffix(_QUANTIZED)
     beside = [weights[weight + suffix] for suffix in _COMPANIONS if name != weight and weight + suffix in weights]
     return Layer(
-        name=modules.get(name) or modules.get(weight) or weight.rpartition(".")[0] or weight,
+        name=_module(name, weight, modules),
         weight=weight,
         shape=array.shape,
         dtype=array.dtype.name,
@@ -74,9 +123,16 @@ def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mappi
     )
 
 
+def _module(name: str, weight: str, modules: Mapping[str, str]) -> str:
+    return modules.get(name) or modules.get(weight) or weight.rpartition(".")[0] or weight
+
+
 def _zeros(array: Array, zero_point: Array | None) -> float:
-    if not array.size:
-        return 0.0
+    return float(np.count_nonzero(_is_zero(array, zero_point)) / array.size) if array.size else 0.0
+
+
+def _is_zero(array: Array, zero_point: Array | None) -> Array:
+    """Which numbers stand for zero: booleans in the shape of ``array``."""
     zero: Any = 0
     if zero_point is not None and zero_point.size:
         if (zero_point == zero_point.flat[0]).all():
@@ -86,7 +142,7 @@ def _zeros(array: Array, zero_point: Array | None) -> float:
             axis = next((axis for axis, size in enumerate(array.shape) if size == zero_point.size), None)
             if axis is not None:
                 zero = zero_point.reshape([-1 if index == axis else 1 for index in range(array.ndim)])
-    return float(np.count_nonzero(array == zero) / array.size)
+    return np.asarray(array == zero)
 
 
 def _natural(text: str) -> tuple[tuple[int, int, str], ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tauten.cli.output import JSON, console, emit
-from tauten.core.target import Budget, find_target
-from tauten.errors import BudgetNotMet, ExtraMissing
+from tauten.cli._making import choose_target, need_torch, read_task, watched
+from tauten.cli.output import JSON, emit
+from tauten.core.target import Budget, Target
+from tauten.errors import BudgetNotMet
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,9 @@ def command(
     level: Annotated[
         str, typer.Option(help="How hard to try: low, medium, high, or a .json file of recipes.")
     ] = "medium",
+    strategy: Annotated[
+        str, typer.Option(help="What to try: listed, the level's recipes; adapt, cuts by measured latency.")
+    ] = "listed",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result. Default: build/ and the task's name.")
     ] = None,
@@ -51,9 +54,7 @@ def command(
 
     The same command again goes on where an interrupted run stopped. Exit code 3: nothing holds the budget.
     """
-    chosen = find_target(target)
-    if threads is not None:
-        chosen = type(chosen).from_json({**chosen.to_json(), "threads": threads})
+    chosen = choose_target(target, threads)
     limits: dict[str, Any] = {
         "max_drop": max_drop,
         "max_bytes": max_bytes,
@@ -61,49 +62,44 @@ def command(
         "max_memory_mib": max_memory_mib,
     }
     budget = None if all(limit is None for limit in limits.values()) else Budget(**limits)
-    _need_torch()
+    need_torch("optimize")
     from tauten.make.search.levels import find_level
 
     recipes = find_level(level, chosen.engine)
     if dry_run:
         emit([recipe.to_json() for recipe in recipes], as_json, lambda page: _show_recipes(page, recipes))
         return
-    _run(task, chosen.to_json(), budget, level, out, seed, as_json)
+    _run(task, chosen, budget, level, strategy, out, seed, as_json)
 
 
 def _run(
     reference: str,
-    target: dict[str, Any],
+    target: Target,
     budget: Budget | None,
     level: str,
+    strategy: str,
     out: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
-    from tauten.cli.progress import LiveProgress
     from tauten.cli.tables import show_result
-    from tauten.cli.task import load_task
-    from tauten.core.target import Target
     from tauten.make.search.levels import LEVELS, find_level
     from tauten.make.search.optimize import optimize
 
-    task = load_task(reference)
-    where = Target.from_json(target)
-    folder = out or Path("build") / task.name
-    recipes = level if level in LEVELS else find_level(level, where.engine)
-    signal.signal(signal.SIGTERM, _interrupt)
-    with LiveProgress(console) as progress:
-        try:
-            result = optimize(
-                task, where, budget, recipes, out=folder, seed=seed, observer=progress, origin=_text(reference)
-            )
-        except KeyboardInterrupt:
-            console.print(
-                f"Interrupted. {progress.finished} finished candidates are kept in {folder}: "
-                "the same command goes on from there.",
-                soft_wrap=True,
-            )
-            raise
+    task, origin, folder = read_task(reference, out)
+    recipes = level if level in LEVELS else find_level(level, target.engine)
+    with watched(folder) as progress:
+        result = optimize(
+            task,
+            target,
+            budget,
+            recipes,
+            out=folder,
+            seed=seed,
+            strategy=strategy,
+            observer=progress,
+            origin=origin,
+        )
     emit(result.to_json(), as_json, lambda page: show_result(page, result, str(folder)))
     if not result.met:
         # The answer, not an accident: it was shown above, and the exit code says it to programs.
@@ -117,22 +113,3 @@ def _show_recipes(page: Console, recipes: tuple[Recipe, ...]) -> None:
             for step in recipe.passes
         ]
         page.print(f"{recipe.name}: {' → '.join([*steps, f'lower to {recipe.lowering}'])}", soft_wrap=True)
-
-
-def _text(reference: str) -> str:
-    """The task file's text: an edited task file is another task."""
-    path = Path(reference.rpartition(":")[0] or reference)
-    return path.read_text("utf-8") if path.suffix == ".py" and path.is_file() else reference
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _need_torch() -> None:
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:
-        raise ExtraMissing("tauten optimize (torch is not installed)", "optimize")
-    if find_spec("onnxscript") is None:
-        raise ExtraMissing("tauten optimize (onnxscript is not installed)", "optimize")

@@ -5,6 +5,7 @@ It is made of ``result.json`` alone and imports neither half, so that a run of l
 
 from __future__ import annotations
 
-from tauten.report.write import render, write_report
+from tauten.report.pictures import draw_comparison, draw_result
+from tauten.report.write import render, render_comparison, write_comparison, write_report
 
-__all__ = ["render", "write_report"]
+__all__ = ["draw_comparison", "draw_result", "render", "render_comparison", "write_comparison", "write_report"]

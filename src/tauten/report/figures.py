@@ -61,7 +61,7 @@ def _scatter(run: Run, name: str, title: str, limit: str) -> dict[str, Any] | No
         "caption": _caption(run, limit),
         "data": data,
         "layout": {
-            "xaxis": {"title": {"text": f"{title} ({unit})"}, "type": "log", **_ticks(data, unit)},
+            "xaxis": {"title": {"text": f"{title} ({unit})"}, "type": "log", **ticks(data, unit)},
             "yaxis": {"title": {"text": _quality_title(run)}, "autorange": True if run.higher else "reversed"},
             "shapes": _limits(run, limit),
         },
@@ -77,8 +77,8 @@ def _markers(
         "name": label,
         "x": [x.value for _, x, _ in points],
         "y": [y.value for _, _, y in points],
-        "error_x": _spread([x for _, x, _ in points], colour),
-        "error_y": _spread([y for _, _, y in points], colour),
+        "error_x": spread([x for _, x, _ in points], colour),
+        "error_y": spread([y for _, _, y in points], colour),
         "text": [_hover(entry, name) for entry, _, _ in points],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
@@ -90,7 +90,8 @@ def _markers(
     }
 
 
-def _spread(measures: Sequence[Measure], colour: str) -> dict[str, Any]:
+def spread(measures: Sequence[Measure], colour: str) -> dict[str, Any]:
+    """Whiskers to each measure's interval."""
     return {
         "type": "data",
         "symmetric": False,
@@ -104,16 +105,16 @@ def _spread(measures: Sequence[Measure], colour: str) -> dict[str, Any]:
 
 
 def _hover(entry: Entry, name: str) -> str:
-    lines = [f"<b>{_plain(entry.name)}</b>"]
+    lines = [f"<b>{plain(entry.name)}</b>"]
     for key in ("quality", name):
         measure = entry.measure(key)
         between = words.interval(measure)
         lines.append(f"{words.NAMES[key]}: {words.measured(measure)}" + (f" ({between})" if between else ""))
-    lines += [_plain(text) for text in entry.violations]
+    lines += [plain(text) for text in entry.violations]
     return "<br>".join(lines)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Plotly, which reads some tags, shows as it is."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -168,21 +169,30 @@ def _quality_title(run: Run) -> str:
     return run.metric[0].upper() + run.metric[1:] + (f" ({unit})" if unit else "")
 
 
-def _ticks(data: Sequence[dict[str, Any]], unit: str) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of each power of ten, told in the words of the tables."""
+def ticks(data: Sequence[dict[str, Any]], unit: str) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 of each power of ten, in the tables' words; closer ones where few would be seen."""
     values = [x for trace in data for x in trace["x"] if x > 0]
     if not values:
         return {}
     low, high = min(values) / 2, max(values) * 2
+    found = _steps(low, high, (1, 2, 5))
+    if sum(min(values) <= tick <= max(values) for tick in found) < 2:
+        low, high = min(values) / 1.3, max(values) * 1.3
+        found = _steps(low, high, (1, 1.5, 2, 3, 4, 5, 7))
+    if len(found) > 7:
+        found = [tick for tick in found if f"{tick:e}".startswith("1.0")]
+    digits = 2 if any(f"{tick:e}".startswith("1.5") for tick in found) else 1
+    texts = [words.size(tick, digits) if unit == "bytes" else words.number(tick, digits) for tick in found]
+    return {"tickvals": found, "ticktext": texts, "tickangle": 0}
+
+
+def _steps(low: float, high: float, parts: Sequence[float]) -> list[float]:
     found: list[float] = []
     step = 10.0**-9
     while step <= high:
-        found += [step * part for part in (1, 2, 5) if low <= step * part <= high]
+        found += [step * part for part in parts if low <= step * part <= high]
         step *= 10
-    if len(found) > 7:
-        found = [tick for tick in found if f"{tick:e}".startswith("1")]
-    texts = [words.size(tick, 1) if unit == "bytes" else words.number(tick, 1) for tick in found]
-    return {"tickvals": found, "ticktext": texts, "tickangle": 0}
+    return found
 
 
 def _alt(run: Run, title: str, points: Sequence[tuple[Entry, Measure, Measure]]) -> str:

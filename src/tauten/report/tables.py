@@ -162,6 +162,9 @@ def history(entry: Entry) -> list[Step]:
     for record in entry.history:
         notes = dict(record.get("notes") or {})
         refused = notes.pop("refused", None) or {}
+        notes.pop("sensitivity", None)  # drawn under the patterns, as kept channels are
+        if isinstance(notes.get("groups"), list):
+            notes["groups"] = _groups(notes["groups"])
         pairs = refused.items() if isinstance(refused, Mapping) else ((str(item), "") for item in refused)
         steps.append(
             Step(
@@ -175,6 +178,16 @@ def history(entry: Entry) -> list[Step]:
             )
         )
     return steps
+
+
+def _groups(groups: list[Any]) -> str:
+    """Groups of channels in a few words: how many channels stay of each."""
+    told = [
+        f"{it.get('name') or words.value(it.get('parameters'))}: {it.get('after')} of {it.get('before')}"
+        for it in groups
+        if isinstance(it, Mapping)
+    ]
+    return "; ".join(told)
 
 
 @dataclass
@@ -228,17 +241,17 @@ def refused(run: Run) -> list[tuple[str, str]]:
     return [(str(raw.get("name", "")), str(raw.get("error", ""))) for raw in run.raw.get("refused") or []]
 
 
-def environment(run: Run) -> list[tuple[str, str]]:
+def environment(raw: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where and with what it was measured."""
-    target = run.raw["target"]
+    target = raw["target"]
     rows = [
         ("Target", f"{target.get('name', '')}: {target.get('engine', '')} on {target.get('device', '')}"),
         ("Threads", words.value(target.get("threads"))),
-        ("Level", str(run.raw.get("level", ""))),
-        ("Seed", str(run.raw.get("seed", ""))),
-        ("Created", str(run.raw.get("created", ""))),
-        ("Took", words.duration(float(run.raw["seconds"])) if "seconds" in run.raw else ""),
-        ("Tauten", str(run.raw.get("tauten", ""))),
+        ("Level", str(raw.get("level", ""))),
+        ("Seed", str(raw.get("seed", ""))),
+        ("Created", str(raw.get("created", ""))),
+        ("Took", words.duration(float(raw["seconds"])) if "seconds" in raw else ""),
+        ("Tauten", str(raw.get("tauten", ""))),
     ]
-    rows += [(words.label(str(key)), str(it)) for key, it in (run.raw.get("environment") or {}).items()]
+    rows += [(words.label(str(key)), str(it)) for key, it in (raw.get("environment") or {}).items()]
     return [(key, it) for key, it in rows if it not in ("", "none")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tauten.artifact.layers import Layer, layers
+from tauten.artifact.layers import Layer, layers, masks
 from tauten.errors import ConfigError
 from tauten.testing.artifacts import tiny_artifact
 
@@ -83,3 +83,31 @@ def test_nothing_at_all_has_no_zeros(tmp_path: Path) -> None:
 def test_a_layer_is_a_value() -> None:
     with pytest.raises(ConfigError, match="zeros"):
         Layer(name="a", weight="a", shape=(1,), dtype="int8", bits=8, bytes=1, elements=1, zeros=2)
+
+
+def test_a_mask_shows_where_a_weight_is_not_zero(tmp_path: Path) -> None:
+    weights = {
+        "b.weight": np.array([[[0, 0], [1, 1]], [[0, 0], [0, 0]]], np.float32),
+        "a.weight_quantized": np.array([[7, 0], [0, 7]], np.uint8),
+        "a.weight_scale": np.ones(1, np.float32),
+        "a.weight_zero_point": np.array([7], np.uint8),
+        "full.weight": np.ones((2, 2), np.float32),
+        "a.bias": np.zeros(2, np.float32),
+    }
+    first, second = masks(tiny_artifact(tmp_path / "tiny", weights=weights))
+    assert (first.layer, first.weight, first.shape, first.zeros) == ("a", "a.weight", (2, 2), 0.5)
+    assert first.rows == ("0f", "f0")
+    assert second.rows == ("00ff", "0000")
+    assert second.zeros == 0.75
+
+
+def test_a_large_mask_is_drawn_in_cells(tmp_path: Path) -> None:
+    weight = np.ones((10, 7, 1, 2), np.float32)
+    weight[:5] = 0
+    weight[5:, :, 0, 1] = 0
+    (mask,) = masks(tiny_artifact(tmp_path / "tiny", weights={"w": weight}), cells=4)
+    assert len(mask.rows) == 4
+    assert mask.rows[0] == "0000"
+    # Blocks of 2, 3, 2 and 3 rows, of 3, 4, 3 and 4 columns: cells hold means.
+    assert mask.rows[3][1] == mask.rows[3][3] == "8"
+    assert mask.shape == (10, 7, 1, 2)

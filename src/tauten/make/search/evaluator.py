@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -131,14 +131,22 @@ class QualityEvaluator:
 
 
 def time_together(
-    artifacts: Mapping[str, Artifact], task: Task, target: Target, seconds: float, progress: Progress
+    artifacts: Mapping[str, Artifact],
+    task: Task,
+    target: Target,
+    seconds: float,
+    progress: Progress,
+    batches: Sequence[int] = (),
 ) -> dict[str, Timing]:
-    """Latency and throughput of all, interleaved in one fresh process, on real inputs."""
+    """Latency and throughput of all, interleaved in one fresh process, on real inputs.
+
+    Throughput is that of ``batches``, by default of all up to the target's.
+    """
     # Calibration data may be of what was trained on, of which a network that decides by its input is surer.
     split = "validate" if task.has("validate") else "calibrate"
     one = sum(array.nbytes for array in rows(task, 1).values())
     sample = rows(task, max(min(ROWS, MAX_ROWS_BYTES // max(one, 1)), target.batch), split)
-    batches = [batch for batch in (1, 8, 16, 32) if batch <= target.batch] or [1]
+    batches = batches or [batch for batch in (1, 8, 16, 32) if batch <= target.batch] or [1]
     paths = {name: artifact.path for name, artifact in artifacts.items()}
     return measure_together(paths, sample, threads=target.threads, batches=batches, seconds=seconds, progress=progress)
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from tauten.artifact.layers import masks
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import copy_artifact
 from tauten.core.environment import environment
@@ -25,6 +26,7 @@ from tauten.make.search.pareto import front
 from tauten.make.search.recipe import Recipe
 from tauten.make.search.result import Entry, OnTest, Refused, Result
 from tauten.make.search.strategies import STRATEGIES
+from tauten.make.search.strategies._strategy import Strategy, Trial
 from tauten.make.search.workshop import Order, Workshop
 from tauten.make.search.workspace import Workspace
 from tauten.run.measure.metrics import find_metric
@@ -51,8 +53,9 @@ def optimize(
 
     Everything goes to the folder ``out`` (default ``build/<task name>``): ``result.json``, ``report.html``, ``best/``
     and ``candidates/``. Finished candidates of an earlier run on the same task, target and seed are taken as they are,
-    so a run that was interrupted goes on where it stopped. ``origin`` is the text that the task was read from,
-    ``sampling`` how long to measure.
+    so a run that was interrupted goes on where it stopped. ``strategy`` says what is tried: ``listed``, all recipes of
+    the level; ``adapt``, cuts by measured latency in place of the level's ratios (``Adaptation``). ``origin`` is the
+    text that the task was read from, ``sampling`` how long to measure.
 
     Without a budget, at most 0.5 points may be lost; that has a meaning for metrics in percent alone, so that
     ``ConfigError`` asks for a budget where the metric is another.
@@ -68,8 +71,11 @@ def optimize(
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
     )
     recipes = find_level(level, order.target.engine)
+    if strategy not in STRATEGIES.names():
+        raise ConfigError(f"strategy: expected one of {', '.join(STRATEGIES.names())}, got {strategy!r}")
+    search = STRATEGIES.get(strategy)(recipes, seed, run.budget)
     with run.workspace.opened():
-        return run.go(recipes, strategy)
+        return run.go(search)
 
 
 def _default_budget(task: Task) -> Budget:
@@ -91,15 +97,17 @@ class _Run:
     level: str
     workspace: Workspace
 
-    def go(self, recipes: Sequence[Recipe], strategy: str) -> Result:
-        shop = Workshop(self.order, self.workspace, len(recipes))
-        made, refused = self._search(recipes, strategy, shop)
+    def go(self, search: Strategy) -> Result:
+        shop = Workshop(self.order, self.workspace, search.left)
+        made, refused = self._search(search, shop)
         everything, timings = shop.measure({**shop.baselines, **made})
         entries = {name: judge(self.budget, shop.entry(name, artifact)) for name, artifact in everything.items()}
         candidates = [entry for name, entry in entries.items() if name in made]
         chosen = choose(self.budget, candidates, entries[BASELINE])
         test = self._test(chosen, everything, shop.evaluator) if chosen else None
         met = chosen is not None and self._confirmed(test)
+        close = () if met else self._nearest(chosen, candidates)
+        shown = (chosen.name,) if chosen and met else close
         self.workspace.withdraw()
         result = Result(
             task=self.order.task.name,
@@ -115,11 +123,12 @@ class _Run:
             engine_baseline=entries[ENGINE_BASELINE],
             best=self._deliver(everything[chosen.name], chosen) if chosen and met else None,
             candidates=tuple(candidates),
-            nearest=() if met else self._nearest(chosen, candidates),
+            nearest=close,
             front=tuple(entry.name for entry in front(candidates)),
             refused=tuple(refused),
             improvements=_improve(chosen, entries, timings) if chosen and met else {},
             test=test,
+            masks=masks(everything[shown[0]]) if shown else (),
             caveats=shop.caveats(),
             environment=environment(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -129,24 +138,24 @@ class _Run:
         self._publish(result)
         return result
 
-    def _search(
-        self, recipes: Sequence[Recipe], strategy: str, shop: Workshop
-    ) -> tuple[dict[str, Artifact], list[Refused]]:
+    def _search(self, search: Strategy, shop: Workshop) -> tuple[dict[str, Artifact], list[Refused]]:
         made: dict[str, Artifact] = {}
         refused: list[Refused] = []
-        search = STRATEGIES.get(strategy)(recipes, self.order.seed)
-        while (recipe := search.ask()) is not None:
-            try:
-                artifact, reused = shop.make(recipe, search.left)
-            except TautenError as fault:
-                refused.append(Refused(name=recipe.name, recipe=recipe.to_json(), error=str(fault)))
-                self.order.observer.refused(recipe.name, str(fault))
-                search.tell(recipe, None)
+        while (asked := search.ask()) is not None:
+            if isinstance(asked, Trial):
+                shop.learn(search, asked)
                 continue
-            made[recipe.name] = artifact
-            entry = shop.entry(recipe.name, artifact)
+            try:
+                artifact, reused = shop.make(asked, search.left)
+            except TautenError as fault:
+                refused.append(Refused(name=asked.name, recipe=asked.to_json(), error=str(fault)))
+                self.order.observer.refused(asked.name, str(fault))
+                search.tell(asked, None)
+                continue
+            made[asked.name] = artifact
+            entry = shop.entry(asked.name, artifact)
             self.order.observer.found(entry, reused)
-            search.tell(recipe, entry)
+            search.tell(asked, entry)
         return made, refused
 
     def _test(self, chosen: Entry, artifacts: Mapping[str, Artifact], evaluator: QualityEvaluator) -> OnTest | None:
@@ -190,11 +199,12 @@ class _Run:
         return f"{chosen.name} is the best of {sum(entry.within_budget for entry in candidates)} within the budget."
 
     def _publish(self, result: Result) -> None:
-        self.workspace.publish(result)
+        self.workspace.publish(result, self.workspace.result)
         self.order.observer.stage("write the report")
-        from tauten.report import write_report
+        from tauten.report import draw_result, write_report
 
         write_report(result.to_json(), self.workspace.report)
+        draw_result(result.to_json(), self.workspace.pictures)
 
 
 def _improve(best: Entry, entries: Mapping[str, Entry], timings: Mapping[str, Timing]) -> dict[str, Any]:

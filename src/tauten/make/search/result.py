@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from tauten.artifact.layers import Mask
 from tauten.core.measure import Measure
 from tauten.core.target import Budget, Target
 from tauten.core.value import Value
@@ -69,7 +70,7 @@ class OnTest(Value):
 
 
 class Result(Value):
-    """Everything a run found."""
+    """Everything a run found. ``masks`` are those of the best candidate, or of the nearest."""
 
     schema_version: Literal[1] = 1
     task: str
@@ -90,6 +91,7 @@ class Result(Value):
     refused: tuple[Refused, ...] = ()
     improvements: dict[str, dict[str, Improvement]] = {}
     test: OnTest | None = None
+    masks: tuple[Mask, ...] = ()
     caveats: tuple[str, ...] = ()
     environment: dict[str, str]
     created: str

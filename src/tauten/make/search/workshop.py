@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from tauten.artifact.read import Artifact
 from tauten.artifact.write import WhatSize, write_measures
 from tauten.core.measure import Measure
 from tauten.core.target import Target, find_target
-from tauten.errors import ConfigError
+from tauten.errors import ConfigError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import to_model
 from tauten.make.model.model import Model
@@ -23,10 +24,13 @@ from tauten.make.model.task import Task
 from tauten.make.search.builder import CandidateBuilder
 from tauten.make.search.evaluator import QualityEvaluator, Sampling, time_together, weigh
 from tauten.make.search.identity import identify_candidate, identify_task
+from tauten.make.search.improve import improvements
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE
 from tauten.make.search.observe import Observer, Silent
 from tauten.make.search.recipe import Recipe
-from tauten.make.search.result import Entry, Measures
+from tauten.make.search.result import Entry, Improvement, Measures
+from tauten.make.search.strategies._strategy import Learner, Trial
+from tauten.make.search.tried import Tried
 from tauten.make.search.workspace import Workspace
 from tauten.run.measure.metrics import FunctionMetric
 from tauten.run.measure.session import Timing
@@ -79,6 +83,7 @@ class Workshop:
         self.order = order
         self.workspace = workspace
         self.started = time.perf_counter()
+        self._tried: dict[str, Artifact] = {}
         self.model, self._task_key = self._prepare()
         context = Context(order.task, self.model.module, order.seed, order.observer.step, workspace.checkpoints)
         self.builder = CandidateBuilder(self.model, order.target, context)
@@ -114,12 +119,41 @@ class Workshop:
         self.order.observer.step("measure quality", 0.9)
         return self.evaluator.evaluate(artifact), False
 
-    def time(self, artifacts: Mapping[str, Artifact], seconds: float | None = None) -> dict[str, Timing]:
-        """Latency and throughput of all in one session, in turn."""
+    def time(self, artifacts: Mapping[str, Artifact], batches: Sequence[int] = ()) -> dict[str, Timing]:
+        """Latency and throughput of all in one session, in turn; throughput at the target's batches by default."""
         order = self.order
-        return time_together(
-            artifacts, order.task, order.target, seconds or order.sampling.seconds, order.observer.step
-        )
+        return time_together(artifacts, order.task, order.target, order.sampling.seconds, order.observer.step, batches)
+
+    def try_out(self, trial: Trial, left: int = 0) -> tuple[Entry, Improvement, bool]:
+        """A trial's entry with its latency, what its p50 latency gains, and whether an earlier run had measured it."""
+        artifact, _ = self.make(trial.recipe, left)
+        beside = self._tried.get(trial.against, self.engine_baseline)
+        self._tried[trial.recipe.name] = artifact
+        entry = self.entry(trial.recipe.name, artifact)
+        seen = (artifact.manifest.key, beside.manifest.key, str(self.order.sampling.seconds))
+        key = hashlib.sha256(" ".join(seen).encode()).hexdigest()
+        found = self.workspace.load_trial(key)
+        reused = found is not None
+        if found is None:
+            self.order.observer.step(f"time it beside {trial.against}", 0.95)
+            timings = self.time({"ours": artifact, "theirs": beside}, (1,))
+            ours, theirs = timings["ours"], timings["theirs"]
+            mine, other = (_timed(entry, timing) for timing in (ours, theirs))
+            gain = improvements(mine, other, ours.rounds_p50_ms, theirs.rounds_p50_ms)["latency_p50_ms"]
+            found = Tried(measures=ours.measures, gain=gain)
+            self.workspace.save_trial(key, found)
+        return entry.model_copy(update={"measures": {**entry.measures, **found.latencies}}), found.gain, reused
+
+    def learn(self, search: Learner, trial: Trial) -> None:
+        """Try ``trial`` out and tell ``search`` what came of it."""
+        try:
+            entry, gain, reused = self.try_out(trial, search.left)
+        except TautenError as fault:
+            self.order.observer.refused(trial.recipe.name, str(fault))
+            search.tell(trial.recipe, None)
+            return
+        self.order.observer.found(entry, reused)
+        search.tell(trial.recipe, entry, gain)
 
     def measure(
         self, artifacts: Mapping[str, Artifact], *, weighed: bool = True
@@ -211,3 +245,7 @@ class Workshop:
         artifact = found or self.builder.make(recipe, self.workspace.candidate(BASELINE), key)
         evaluator = QualityEvaluator(self.order.task, artifact, self.order.seed)
         return evaluator.evaluate(artifact, size="weights"), evaluator
+
+
+def _timed(entry: Entry, timing: Timing) -> Entry:
+    return entry.model_copy(update={"measures": {"latency_p50_ms": timing.measures["latency_p50_ms"]}})

@@ -3,8 +3,11 @@
 ::
 
     OUT/
-      result.json  report.html  best/         written when a run ends
+      result.json  report.html  best/         written when a run of optimize ends
+      compare.json  compare.html              written when a run of compare ends
+      pictures/                               PNG files of either
       candidates/NAME/                        one artifact each, with its key and measures in its manifest
+      adapt.json                              written when a run of adapt ends
       .state/                                 trained weights of the task, checkpoints of trainings, and the lock
 """
 
@@ -22,8 +25,9 @@ from pathlib import Path
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.codecs.plain import PLAIN
 from tauten.core.tensor import Arrays
+from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError
-from tauten.make.search.result import Result
+from tauten.make.search.tried import Tried
 
 
 class Workspace:
@@ -34,6 +38,10 @@ class Workspace:
         self.best = self.root / "best"
         self.result = self.root / "result.json"
         self.report = self.root / "report.html"
+        self.comparison = self.root / "compare.json"
+        self.comparison_report = self.root / "compare.html"
+        self.adaptation = self.root / "adapt.json"
+        self.pictures = self.root / "pictures"
         self._state = self.root / ".state"
         self.checkpoints = self._state / "training"
 
@@ -83,15 +91,26 @@ class Workspace:
         """Keep trained weights, so that a later run need not train again."""
         _replace(self._state / f"fitted-{key}.safetensors", PLAIN.encode(weights))
 
+    def load_trial(self, key: str) -> Tried | None:
+        """What an earlier run found of a trial, where it is whole."""
+        try:
+            return Tried.from_json(json.loads((self._state / f"trial-{key}.json").read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def save_trial(self, key: str, found: Tried) -> None:
+        """Keep what was found of a trial."""
+        _replace(self._state / f"trial-{key}.json", json.dumps(found.to_json()).encode())
+
     def withdraw(self) -> None:
         """Take back the last run's answer: from here on it would be about another question."""
         self.result.unlink(missing_ok=True)
         self.report.unlink(missing_ok=True)
         shutil.rmtree(self.best, ignore_errors=True)
 
-    def publish(self, result: Result) -> None:
-        """Write ``result.json`` whole or not at all; the checkpoints of what it tells of are of no more use."""
-        _replace(self.result, json.dumps(result.to_json(), indent=1, allow_nan=False).encode())
+    def publish(self, result: Value, path: Path) -> None:
+        """Write ``result`` as JSON, whole or not at all; the checkpoints of what it tells of are of no more use."""
+        _replace(path, json.dumps(result.to_json(), indent=1, allow_nan=False).encode())
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def _sweep(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from tauten.core.target import Budget
 from tauten.make.search.recipe import Recipe
-from tauten.make.search.result import Entry
+from tauten.make.search.result import Entry, Improvement
 
 __all__ = ["Listed"]
 
@@ -14,7 +15,7 @@ __all__ = ["Listed"]
 class Listed:
     """Asks for each recipe once; what is measured changes nothing."""
 
-    def __init__(self, recipes: Sequence[Recipe], seed: int) -> None:
+    def __init__(self, recipes: Sequence[Recipe], seed: int, budget: Budget) -> None:
         self._waiting = deque(recipes)
 
     @property
@@ -24,5 +25,5 @@ class Listed:
     def ask(self) -> Recipe | None:
         return self._waiting.popleft() if self._waiting else None
 
-    def tell(self, recipe: Recipe, entry: Entry | None) -> None:
+    def tell(self, recipe: Recipe, entry: Entry | None, gain: Improvement | None = None) -> None:
         """Nothing to learn."""
