@@ -257,6 +257,46 @@ class HardCoded(nn.Module):
         return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).view(-1, 512))
 
 
+class Shuffle(nn.Module):
+    """ShuffleNet's, written out."""
+
+    def __init__(self, groups: int, flat: bool = False) -> None:
+        super().__init__()
+        self.groups, self.flat = groups, flat
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, channels, height, width = x.shape
+        x = x.view(batch, self.groups, channels // self.groups, height, width)
+        if self.flat:
+            return x.permute(0, 2, 1, 3, 4).flatten(1, 2)
+        return x.transpose(1, 2).contiguous().view(batch, -1, height, width)
+
+
+class Recurrent(nn.Module):
+    """An image's columns as steps, and back."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, _, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).flatten(0, 1)
+        made = self.layer(rows)[0] if self.layer.batch_first else self.layer(rows.transpose(0, 1))[0].transpose(0, 1)
+        return made.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class Mixed(nn.Module):
+    """A linear layer over channels as a sum over named dimensions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, channels) / channels**0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bchw,dc->bdhw", x, self.weight)
+
+
 HANDMADE = {
     "resnet": (ResNet, IMAGE),
     "vgg": (vgg, IMAGE),
@@ -282,7 +322,7 @@ class Generated(nn.Module):
         channels = width
         for part in parts:
             layers += _PARTS[part](channels)
-            channels = {"widen": 2 * channels, "dense": channels + 8}.get(part, channels)
+            channels = {"widen": 2 * channels, "dense": channels + 8, "pad": channels + 4}.get(part, channels)
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2 if flat else 1), nn.Flatten())
         self.head = nn.Sequential(nn.Linear(channels * (4 if flat else 1), 7), nn.Tanh(), nn.Linear(7, 4))
 
@@ -302,5 +342,18 @@ _PARTS = {
     "gated": lambda c: [Gated(c)],
     "convnext": lambda c: [ChannelsLast(c)],
     "pool": lambda c: [nn.MaxPool2d(3, 1, 1), nn.ZeroPad2d(1)],
+    "group_norm": lambda c: [nn.Conv2d(c, c, 1), nn.GroupNorm(2, c), nn.PReLU(c)],
+    "layer_norm": lambda c: [nn.Conv2d(c, c, 1), nn.GroupNorm(1, c)],
+    "instance_norm": lambda c: [nn.InstanceNorm2d(c, affine=True), nn.Conv2d(c, c, 1), nn.InstanceNorm2d(c)],
+    "shuffle": lambda c: [nn.Conv2d(c, c, 1, groups=2), nn.ChannelShuffle(2)],
+    "shuffle_written_out": lambda c: [Shuffle(2)],
+    "pixels": lambda c: [nn.Conv2d(c, 4 * c, 1), nn.PixelShuffle(2), nn.AvgPool2d(2)],
+    "unpixels": lambda c: [nn.PixelUnshuffle(2), nn.Conv2d(4 * c, c, 1), nn.Upsample(scale_factor=2.0)],
+    "transposed": lambda c: [nn.ConvTranspose2d(c, c, 3, padding=1, groups=2), nn.ConvTranspose2d(c, c, 1, groups=c)],
+    "lstm": lambda c: [Recurrent(nn.LSTM(c, c // 2, bidirectional=True, batch_first=True))],
+    "gru": lambda c: [Recurrent(nn.GRU(c, c))],
+    "glu": lambda c: [nn.Conv2d(c, 2 * c, 1), nn.GLU(1)],
+    "einsum": lambda c: [Mixed(c), nn.CircularPad2d(1)],
+    "pad": lambda c: [nn.ConstantPad3d((0, 0, 0, 0, 2, 2), 0.0)],
 }
 PARTS = sorted(_PARTS)

@@ -37,7 +37,7 @@ def test_smaller_answers_as_masked(name: str) -> None:
     assert_alike(small, specs, again.only(again.units.keys() - held.keys()))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     parts=st.lists(st.sampled_from(nets.PARTS), min_size=1, max_size=4),
     width=st.sampled_from([4, 6]),
@@ -90,3 +90,27 @@ def test_smaller_module_exports_with_any_batch() -> None:
     for batch in (2, 5):
         images = torch.from_numpy(nets.example(nets.IMAGE, batch)["input"])
         torch.testing.assert_close(program(images), small(images))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]),
+    layers=st.integers(1, 2),
+    both=st.booleans(),
+    bias=st.booleans(),
+    first=st.booleans(),
+    projects=st.booleans(),
+    seed=st.integers(0, 100),
+)
+def test_generated_recurrent(
+    kind: type[nn.RNNBase], layers: int, both: bool, bias: bool, first: bool, projects: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    projection = {"proj_size": 3} if projects and kind is nn.LSTM else {}
+    layer = kind(6, 5, layers, bidirectional=both, bias=bias, batch_first=first, **projection)
+    out = (3 if projection else 5) * (1 + both)
+    module = nn.Sequential(nn.Conv2d(3, 6, 4, 4), nets.Recurrent(layer), nn.Flatten(), nn.Linear(4 * out, 2)).eval()
+    coupling = nets.of(module)
+    assert set(coupling.refused_layers()) == {"3"}
+    assert sorted(group.units for group in coupling.groups) == sorted([6, 5, *projection.values()])
+    assert_alike(module, nets.IMAGE, nets.random_removal(coupling, seed))

@@ -203,7 +203,8 @@ class Residual(nn.Module):
         self.first, self.second = first, second
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(torch.relu(self.first(x)))
+        made: torch.Tensor = x + self.second(torch.relu(self.first(x)))
+        return made
 
 
 def super_resolution() -> nn.Module:
@@ -233,7 +234,8 @@ def norm_free_resnet() -> nn.Module:
 
     class Scaled(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + 0.2 * self.second(functional.gelu(self.first(x / 1.1)))
+            made: torch.Tensor = x + 0.2 * self.second(functional.gelu(self.first(x / 1.1)))
+            return made
 
     def block() -> nn.Module:
         return Scaled(nn.Conv2d(12, 16, 3, padding=1), nn.Conv2d(16, 12, 3, padding=1))
@@ -263,7 +265,8 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.conv(x)
         gate = torch.sigmoid(self.widen(torch.relu(self.narrow(y.mean((2, 3))))))
-        return x + y * gate[:, :, None, None]
+        made: torch.Tensor = x + y * gate[:, :, None, None]
+        return made
 
 
 def squeeze_excite() -> nn.Module:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tauten.make.graph.trace import Call, Trace
 
 # Elements of one folded dimension. What is beyond is a size that varies between calls, which stands as a large prime.
-_LARGEST_MAP = 2**26
+_LARGEST_MAP = 2**23
 
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
