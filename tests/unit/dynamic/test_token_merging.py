@@ -366,6 +366,24 @@ def test_choices_tell_how_near_they_were() -> None:
     assert margins[0][1] < 1e-6
 
 
+def test_a_mask_that_only_the_exporter_makes_is_left_out(tmp_path) -> None:
+    class Exported(Net):
+        """Hands its blocks a mask of ones while it is exported, and nothing else."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.extra = (torch.ones(17, 17, dtype=torch.bool) if torch.compiler.is_exporting() else None,)
+            return super().forward(image)
+
+    class Masked(TransformerBlock):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+            return super().forward(x if mask is None else x + 0 * mask[: x.shape[0], :16].sum() * x[:, : len(mask)])
+
+    _, after, notes = merged(Exported(lambda _: Masked(16, 2)), share=0.25)
+    assert after.module.blocks[0].absent == (0,)
+    assert notes["rows"][0]["tokens"] == [17, 13, 10]
+    tauten.save(after, tmp_path / "merged", task=vision_transformer_task())
+
+
 def test_lowered_to_onnx_it_answers_alike_at_any_batch(tmp_path) -> None:
     _, after, _ = merged(VisionTransformer(depth=4), share=0.25)
     task = vision_transformer_task()

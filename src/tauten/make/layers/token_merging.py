@@ -64,13 +64,20 @@ class MergingBlocks(nn.Module):
     that whatever follows sees as many tokens as before, and an average over tokens counts each by its size.
 
     ``returned`` is 0 where a block returns a tensor; where it returns a tuple that starts with it, the tuple's length,
-    of which the rest is ``None``.
+    of which the rest is ``None``. ``absent`` are the places and names of further arguments that were ``None`` when the
+    blocks were tried, and stay so: an exporter may make a mask of ones of them, for the tokens there were.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], merges: Sequence[int], protected: Sequence[int], returned: int = 0
+        self,
+        blocks: Sequence[nn.Module],
+        merges: Sequence[int],
+        protected: Sequence[int],
+        returned: int = 0,
+        absent: Sequence[int | str] = (),
     ) -> None:
         super().__init__()
+        self.absent = tuple(absent)
         self.blocks = nn.ModuleList(blocks)
         self.merges = tuple(merges)
         self.protected = tuple(protected)
@@ -81,6 +88,8 @@ class MergingBlocks(nn.Module):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The blocks' further arguments are handed to each."""
+        args = tuple(None if place in self.absent else value for place, value in enumerate(args))
+        kwargs = {name: None if name in self.absent else value for name, value in kwargs.items()}
         state: _State | None = None
         for block, count in zip(self.blocks, self.merges, strict=True):
             if state is None:

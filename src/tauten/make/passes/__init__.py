@@ -5,7 +5,7 @@
     Pass
     ├── prune/      structured · depth · magnitude · gradual
     ├── distill/    recover · progressive
-    ├── dynamic/    early_exit · token_merging
+    ├── dynamic/    early_exit · gates · token_merging
     └── quantize/   post_training · dynamic
 
 A pass is named after its folder and file: ``prune.structured``.

@@ -54,6 +54,13 @@ class Row:
         out = self.calls[0][0][2]
         return len(out) if isinstance(out, tuple) else 0
 
+    @property
+    def absent(self) -> list[int | str]:
+        """Places and names of the further arguments that are ``None``."""
+        args, kwargs, _ = self.calls[0][0]
+        places: list[int | str] = [place for place, value in enumerate(args[1:]) if value is None]
+        return places + [name for name, value in kwargs.items() if value is None]
+
 
 def find_rows(module: nn.Module) -> list[Row]:
     """Every run of two or more children of one class with parameters, outer ones first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from tauten.core.rows import count_rows, resize_rows, take_rows
+from tauten.core.rows import count_rows, resize_rows
 from tauten.core.tensor import BATCH, Arrays
 from tauten.errors import PassError, RecipeError
 from tauten.make.layers.token_merging import MergingBlocks, PassedBlock
@@ -19,12 +19,12 @@ from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.model.run import forward
 from tauten.make.passes.dynamic._blocks import Row, find_rows, watch, why_not
+from tauten.make.passes.dynamic._outputs import close, first_samples, similarity
 
 __all__ = ["TokenMerging"]
 
 _TRIED: Final = 3  # samples that blocks are tried on
 _COMPARED: Final = 256  # samples that outputs are compared on
-_TOLERANCE: Final = 1e-4
 _OTHERWISE: Final = "the model reads what its blocks give in another way than one block after the other"
 
 
@@ -61,7 +61,8 @@ class TokenMerging(Pass):
         given = next(iter(data))[0]
         example = resize_rows(model.inputs, given, _TRIED)
         context.progress("finding blocks", 0.0)
-        before = _answers(model, [inputs for inputs, _ in data])
+        compared = list(first_samples(data, model.inputs, _COMPARED))
+        before = [forward(model.module, model.inputs, model.outputs, batch) for batch in compared]
         rows, refused = self._rows(model, example)
         notes: list[dict[str, Any]] = []
         treated: list[Row] = []
@@ -78,8 +79,8 @@ class TokenMerging(Pass):
             told = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:5])
             raise PassError(f"no row of like blocks whose tokens can be merged: {told or 'the model has none'}")
         context.progress("comparing outputs", 0.8)
-        after = _answers(model, [inputs for inputs, _ in data])
-        return Change(model.module, {"rows": notes, "similarity": _similarity(before, after), "refused": refused})
+        after = [forward(model.module, model.inputs, model.outputs, batch) for batch in compared]
+        return Change(model.module, {"rows": notes, "similarity": similarity(before, after), "refused": refused})
 
     def _rows(self, model: Model, example: Arrays) -> tuple[list[Row], dict[str, str]]:
         """Rows that may be treated, and for the others why not."""
@@ -102,12 +103,12 @@ class TokenMerging(Pass):
         counts = self._counts(tokens - len(protected), len(row.blocks))
         names = row.names
         expected = forward(model.module, model.inputs, model.outputs, example)
-        merging = MergingBlocks(row.blocks, [0] * len(row.blocks), protected, row.returned).eval()
+        merging = MergingBlocks(row.blocks, [0] * len(row.blocks), protected, row.returned, row.absent).eval()
         _put(row, [merging, *(PassedBlock(row.returned).eval() for _ in row.blocks[1:])])
         reason = None
         try:
             came = forward(model.module, model.inputs, model.outputs, example)
-            if not all(_close(expected[name], came[name]) for name in expected):
+            if not close(expected, came):
                 reason = _OTHERWISE
         except Exception as fault:  # noqa: BLE001 - whatever the user's forward raises is the finding
             reason = f"{_OTHERWISE} ({type(fault).__name__}: {fault})"
@@ -158,37 +159,3 @@ def _fixed_tokens(row: Row, model: Model, given: Arrays) -> tuple[int, ...]:
     tokens = seen[0]
     same = (tokens == tokens[:1]).all(dim=2).all(dim=0)
     return tuple(same.nonzero().flatten().tolist()) if len(tokens) > 1 else ()
-
-
-def _answers(model: Model, batches: Sequence[Arrays]) -> Arrays:
-    """Outputs for the first samples, joined."""
-    found: dict[str, list[Any]] = {}
-    left = _COMPARED
-    for inputs in batches:
-        size = min(left, count_rows(model.inputs, inputs))
-        if not size:
-            break
-        for name, array in forward(
-            model.module, model.inputs, model.outputs, take_rows(model.inputs, inputs, range(size))
-        ).items():
-            found.setdefault(name, []).append(array)
-        left -= size
-    return {name: np.concatenate(arrays) for name, arrays in found.items()}
-
-
-def _similarity(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float]:
-    """The mean cosine of a sample's output with what it was, by output."""
-    found = {}
-    for name, array in before.items():
-        if not np.issubdtype(array.dtype, np.floating):
-            continue
-        one, other = (values.reshape(len(values), -1).astype(np.float64) for values in (array, after[name]))
-        norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-        found[name] = round(float(np.mean((one * other).sum(1) / np.maximum(norms, 1e-30))), 6)
-    return found
-
-
-def _close(one: Any, other: Any) -> bool:
-    if one.shape != other.shape or not np.issubdtype(one.dtype, np.floating):
-        return bool(np.array_equal(one, other))
-    return bool(np.abs(one - other).max() <= _TOLERANCE * max(float(np.abs(one).max()), 1e-30))
