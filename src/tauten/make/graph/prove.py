@@ -40,7 +40,7 @@ class Prover:
         run: Run,
         *,
         runs: int = 100,
-        seconds: float = 30.0,
+        seconds: float = 20.0,
     ) -> None:
         self._module = module
         self._run = run

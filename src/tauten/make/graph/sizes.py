@@ -31,7 +31,7 @@ from tauten.make.graph.slim import slim
 
 _MOST_RUNS = 200
 """Runs of the module in all, so that time is bounded; what is not found by then, the prover refuses."""
-_MOST_OPERATIONS = 50_000
+_MOST_OPERATIONS = 20_000
 """As many operations in all those runs: some ten seconds, where a module has so many that each run is long."""
 _LEVELS = (0, 1, 2)
 """How far above a parameter's own module an attribute may be."""
