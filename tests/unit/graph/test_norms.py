@@ -77,10 +77,8 @@ def test_goes_on_over_the_kept_channels(name: str) -> None:
     coupling = nets.of(module, nets.VECTOR)
     assert [group.name for group in coupling.groups] == ["enter.weight"]
     x = torch.randn(3, 12)
-    removal = Removal(coupling.groups, {0: np.array([1, 2, 6])})
-    reference = mask(nets.lively(Net(NORMS[name]())), removal)
-    reference.load_state_dict(mask(module, removal).state_dict())
-    # The norm's answer in the reference, by hand: of the kept channels alone.
+    mask(module, Removal(coupling.groups, {0: np.array([1, 2, 6])}))
+    # The norm's answer by hand: of the kept channels alone.
     kept = torch.tensor([0, 3, 4, 5, 7])
     y = module.enter(x)
     alone = NORMS[name]()

@@ -49,8 +49,9 @@ def mask(module: nn.Module, removal: Removal) -> nn.Module:
     and buffers are replaced, so that a module that shares them with this one is left alone.
     """
     _replace(module, removal, _zero)
+    sizes = removal.sizes()
     for (path, dim), gone in removal.layers().items():
-        average_over(module.get_submodule(path), gone, dim, removal.sizes().get(path, {}))
+        average_over(module.get_submodule(path), gone, dim, sizes.get(path, {}))
     return module
 
 

@@ -229,21 +229,27 @@ class _Walk:
         """The dimension of channels of each norm over them: the one whose ids its own parameters have."""
         found: dict[str, int] = {}
         for norm in dict.fromkeys(self.in_norms.values()):
+            averaged = self.trace.layers.get(norm.path)
             for scale in norm.scales:
                 own = self.trace.tracked(self.known[scale].axes[0])
                 dims = {self._dim_of(norm.data, own), self._dim_of(norm.result, own)}
                 dim = dims.pop()
-                if dims or dim is None or found.setdefault(norm.path, dim) != dim:
-                    self.trace.ids.freeze(own, f"{norm.path} normalises, but not along one dimension of channels")
+                along = averaged is None or averaged.ids is None or self._alike(averaged.ids, own)
+                if dims or dim is None or found.setdefault(norm.path, dim) != dim or not along:
+                    reason = f"{norm.path} normalises, but not along one dimension of channels"
+                    self.trace.ids.freeze(own, reason)
+                    self.trace.freeze_all([averaged] if averaged else [], reason)
         return found
 
     def _dim_of(self, node: Node, ids: IdArray) -> int | None:
         value = self.known.get(node)
-        roots = self.trace.ids.find(ids)
         for dim, axis in enumerate(value.axes if isinstance(value, Value) else ()):
-            if axis.ids is not None and np.array_equal(self.trace.ids.find(axis.ids), roots):
+            if axis.ids is not None and self._alike(axis.ids, ids):
                 return dim
         return None
+
+    def _alike(self, one: IdArray, other: IdArray) -> bool:
+        return np.array_equal(self.trace.ids.find(one), self.trace.ids.find(other))
 
     def _placeholders(self) -> list[Node]:
         return [node for node in self.program.graph.nodes if node.op == "placeholder"]
