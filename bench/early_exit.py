@@ -49,15 +49,15 @@ def main() -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """Markdown: a row for float, one for int8."""
-    lines = ["| | mean latency without exits | with | times lower | points lost on the test set | leave early |"]
-    lines.append("|---|---|---|---|---|---|")
+    places = [exit["at"] for exit in figures["exits"][0]]
+    lines = [f"| | mean latency, times lower | points lost on the test set | leave after {', '.join(places)} |"]
+    lines.append("|---|---|---|---|")
     for name, label in (("", "float"), ("int8_", "int8")):
+        shares = [f"{100 * figures[f'{name}share_{place}']:.0f} %" for place in range(len(places))]
         cells = [
-            f"{figures[f'{name}mean_ms_without']:.2f} ms",
-            f"{figures[f'{name}mean_ms_with']:.2f} ms",
             _ranged(figures, f"{name}mean_latency_ratio"),
             _ranged(figures, f"{name}drop_points"),
-            f"{100 * figures[f'{name}share_early']:.0f} %",
+            ", ".join(shares),
         ]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
