@@ -1,4 +1,4 @@
-"""``python -m tauten.report build/digits/result.json -o report.html``: the page of a finished run."""
+"""``python -m tauten.report build/digits/result.json -o report.html``: the page of a finished run or comparison."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tauten.errors import ConfigError, TautenError
-from tauten.report import write_report
+from tauten.report import write_comparison, write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tauten.report", description="Make the page of a finished run.")
-    parser.add_argument("result", type=Path, help="the result.json that tauten optimize wrote")
-    parser.add_argument("-o", "--out", type=Path, help="where to write; default: report.html beside it")
+    parser.add_argument("result", type=Path, help="the result.json of tauten optimize, or compare.json")
+    parser.add_argument("-o", "--out", type=Path, help="where to write; default: report.html or compare.html beside it")
     given = parser.parse_args(arguments)
-    out = given.out or given.result.with_name("report.html")
     try:
-        write_report(_read(given.result), out)
+        document = _read(given.result)
+        compares = document.get("kind") == "comparison"
+        out = given.out or given.result.with_name("compare.html" if compares else "report.html")
+        (write_comparison if compares else write_report)(document, out)
     except TautenError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return fault.exit_code

@@ -289,8 +289,8 @@ def _masks(layers: Sequence[Panels], title: str) -> Figure:
             axes.set_title(f"{about}{one.caption}", fontsize=7.5, loc="left")
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.set_xlabel("inputs × kernel", fontsize=6.5)
-            axes.set_ylabel("outputs", fontsize=6.5)
+            axes.set_xlabel("all other dimensions", fontsize=6.5)
+            axes.set_ylabel("first dimension", fontsize=6.5)
     _scale(figure, image, "share that is not zero")
     return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from tauten.errors import ConfigError
 from tauten.report import comparison, curves, patterns, render_comparison, write_comparison
+from tauten.report.__main__ import main
 from tauten.report.comparison import Comparison
 from tauten.report.run import Entry
 from tests.unit.report import compared
@@ -156,6 +158,13 @@ def test_sensitivity_is_drawn_on_axes_that_all_groups_share() -> None:
     low, high = patterns.smalls([curve("a", ((0.0, 0.0), (0.5, 1.0))), curve("b", ((0.0, 0.0), (1.0, 4.0)))])
     assert low.dots[1][0] < high.dots[1][0]
     assert high.dots[1][1] < low.dots[1][1] < high.dots[0][1]
+
+
+def test_the_command_makes_the_page_beside_the_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "compare.json").write_text(json.dumps(compared.refused()), "utf-8")
+    assert main([str(tmp_path / "compare.json")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "compare.html")
+    assert "0 of 12 could be made" in (tmp_path / "compare.html").read_text("utf-8")
 
 
 def test_the_page_appears_whole_or_not_at_all(tmp_path: Path) -> None:

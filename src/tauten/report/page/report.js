@@ -51,7 +51,7 @@
     for (const canvas of document.querySelectorAll("canvas.cells")) {
       const rows = canvas.dataset.cells.split("/");
       canvas.parentElement.style.setProperty("--rows", rows.length);
-      const context = canvas.getContext("2d"), image = context.createImageData(rows[0].length, rows.length);
+      const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(rows[0].length, rows.length);
       rows.join("").split("").forEach((cell, at) => {
         const share = parseInt(cell, 16) / 15;
         for (let part = 0; part < 3; part++) image.data[4 * at + part] = off[part] + share * (on[part] - off[part]);
