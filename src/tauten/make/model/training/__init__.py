@@ -11,5 +11,6 @@
     processes.py    several processes and devices, through accelerate
     checkpoint.py   going on after a kill
     randomness.py   the state of every random generator
+    trial.py        a module run once, without a trace
     memory.py       the peak
 """
