@@ -100,6 +100,26 @@ def test_groups_with_a_ratio_of_their_own_and_refused_ones_are_not_measured() ->
     assert list(notes["sensitivity"]) == ["0.weight", "4.weight"]
 
 
+def test_a_group_that_breaks_at_another_ratio_is_refused_and_the_rest_divided() -> None:
+    class Even(nn.Module):
+        """Its code works with an even number of channels alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Linear(12, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            if x.shape[1] % 2:
+                raise ValueError("odd")
+            return self.third(torch.relu(self.second(x)))
+
+    torch.manual_seed(0)
+    notes = prune(task_of(Even().eval()), ratio=0.5, scope="sensitivity").history[-1].notes
+    assert "does not run (ValueError: odd)" in notes["refused"]["first"]
+    assert [group["name"] for group in notes["groups"]] == ["second.weight"]
+
+
 def test_the_call_gives_the_curves_alone() -> None:
     task = task_of(one_redundant())
     assert tauten.sensitivity(task) == prune(task, ratio=0, scope="sensitivity").history[-1].notes["sensitivity"]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tauten.errors import PassError, RecipeError
+from tauten.make.graph.coupling import Group, Slot
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
 from tauten.make.model.model import Model
@@ -72,9 +73,7 @@ def test_counts_are_rounded() -> None:
 
 def test_a_group_that_loses_nothing_is_not_rounded() -> None:
     scores = {0: torch.rand(10), 1: torch.rand(10)}
-    assert {
-        place: len(gone) for place, gone in choose(scores, 0, Floors(0.1, 8), own={1: 0.3}).items()
-    } == {1: 2}
+    assert {place: len(gone) for place, gone in choose(scores, 0, Floors(0.1, 8), own={1: 0.3}).items()} == {1: 2}
 
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
@@ -152,6 +151,13 @@ def test_gather_lays_a_channel_in_a_row() -> None:
     assert rows.shape == (8, 6 * 9 + 1 + 4 * 10)
     total = conv.weight[2].square().sum() + conv.bias[2].square() + linear.weight[:, 8:12].square().sum()
     torch.testing.assert_close(rows[2].square().sum(), total)
+
+
+def test_units_of_different_numbers_of_entries_are_padded() -> None:
+    slot = Slot("w", 1, "consumer", index=np.array([0, 2, 1]), unit=np.array([0, 0, 1]))
+    weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    rows = gather(Group(2, (slot,)), {"w": weight})
+    assert rows.tolist() == [[1.0, 4.0, 3.0, 6.0], [2.0, 5.0, 0.0, 0.0]]
 
 
 @given(

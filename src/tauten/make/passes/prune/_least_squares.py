@@ -38,6 +38,7 @@ class Sums:
         self.squares = 0.0
 
     def add(self, inputs: torch.Tensor, residuals: torch.Tensor) -> None:
+        inputs, residuals = (rows.to(torch.promote_types(rows.dtype, torch.float32)) for rows in (inputs, residuals))
         self.count += len(inputs)
         self.inputs += inputs.sum(dim=0, dtype=torch.float64)
         self.residuals += residuals.sum(dim=0, dtype=torch.float64)

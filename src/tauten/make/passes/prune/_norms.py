@@ -61,6 +61,8 @@ class _Moments:
             tensor.copy_(state[name])
 
     def __call__(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
+        if len(inputs) != 1:  # given by name, which a hook is not shown
+            return
         (given,) = inputs
         count = given.numel() // given.shape[1]
         # A single number has no variance to be normalized by.

@@ -131,7 +131,7 @@ def _look(model: Model, layers: Mapping[str, Layer], samples: Samples) -> tuple[
     def seen(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(layer: nn.Module, given: Any, answer: Any) -> None:
             nonlocal largest
-            if name in calls:
+            if name in calls and len(given) == 1:  # what is given by name, a hook is not shown
                 calls[name] += 1
             if isinstance(answer, torch.Tensor):
                 largest = max(largest, answer.numel() * answer.element_size() // count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,8 +37,10 @@ def curves(
     floors: Floors,
     samples: Samples,
     context: Context,
-) -> dict[int, Curve]:
-    """The curve of each group of ``scores``, by its place; units go by their scores, ``(units,)``.
+) -> tuple[dict[int, Curve], dict[int, str]]:
+    """The curve of each group of ``scores``, by its place, and why one that cannot be cut has none.
+
+    Units go by their scores, ``(units,)``.
 
     The loss is how far the outputs are
     from those of the whole model: the Kullback-Leibler divergence where labels say that the first output holds classes,
@@ -45,6 +49,7 @@ def curves(
     """
     order = {place: torch.argsort(of_group, stable=True).numpy() for place, of_group in scores.items()}
     counts = {place: _counts(len(of_group), floors) for place, of_group in order.items()}
+    broken: dict[int, str] = {}
     tallies = {place: [_Tally() for _ in of_group] for place, of_group in counts.items()}
     bounded = Samples(samples.data, samples.specs, min(samples.count, MOST_SAMPLES))
     done, total = 0, max(1, sum(map(len, counts.values())) * -(-bounded.count // BATCH))
@@ -54,15 +59,21 @@ def curves(
             axis = None if labels is None else class_axis(next(iter(wanted.values())), to_tensor(labels))
             for place, of_group in counts.items():
                 for tally, count in zip(tallies[place], of_group, strict=True):
-                    gone = Removal(groups, {place: order[place][:count]})
-                    small = slim(copy.deepcopy(model.module), gone)
-                    tally.add(wanted, call(small, model.inputs, model.outputs, inputs), axis)
                     done += 1
+                    if place in broken:
+                        continue
+                    small = slim(copy.deepcopy(model.module), Removal(groups, {place: order[place][:count]}))
+                    try:
+                        tally.add(wanted, call(small, model.inputs, model.outputs, inputs), axis)
+                    except Exception as fault:  # noqa: BLE001 - whatever the module's own code raises is the finding
+                        broken[place] = f"with {count} channels less it does not run ({type(fault).__name__}: {fault})"
                 context.progress("measuring what each group can spare", 0.4 + 0.3 * done / total)
-    return {
+    found: dict[int, Curve] = {
         place: ((0, 0.0), *((count, tally.loss()) for count, tally in zip(of_group, tallies[place], strict=True)))
         for place, of_group in counts.items()
+        if place not in broken
     }
+    return found, broken
 
 
 def allocate(measured: Mapping[int, Curve], count: int) -> dict[int, int]:
@@ -132,7 +143,7 @@ class _Tally:
                 self.spreads[name] = self.spreads.get(name, 0.0) + spread
 
     def loss(self) -> float:
-        if self.count:
-            return max(0.0, self.divergence / self.count)
+        """Never negative; the largest number that there is in place of one that is not finite."""
         shares = [error / (self.spreads[name] or 1.0) for name, error in self.errors.items()]
-        return float(np.mean(shares)) if shares else 0.0
+        loss = self.divergence / self.count if self.count else float(np.mean(shares or [0.0]))
+        return max(0.0, loss) if math.isfinite(loss) else sys.float_info.max

@@ -108,6 +108,8 @@ class _Squares:
         self._sum: torch.Tensor | float = 0.0
 
     def __call__(self, layer: nn.Module, inputs: Sequence[Any]) -> None:
+        if len(inputs) != 1:  # given by name, which a hook is not shown
+            return
         (given,) = inputs
         channels = self.layer.in_features if isinstance(self.layer, nn.Linear) else self.layer.in_channels
         last = isinstance(self.layer, nn.Linear)

@@ -107,7 +107,8 @@ class Structured(Pass):
             # What cannot go is not measured: half of every other group shows whether it can.
             broken = prover.broken(Removal(coupling.groups, choose(free, 0.5, division.floors)))
             free = {place: of_group for place, of_group in free.items() if place not in broken}
-            division = replace(division, curves=curves(model, coupling.groups, free, division.floors, samples, context))
+            measured, failed = curves(model, coupling.groups, free, division.floors, samples, context)
+            division, broken = replace(division, curves=measured), {**broken, **failed}
         removal, broken = _proven(coupling.groups, scores, division, broken, prover, context)
         refused = coupling.refused_layers()
         for place, why in broken.items():
