@@ -115,7 +115,8 @@ def _table(found: Comparison, roomy: bool) -> Table:
     table = Table(title=f"{escape(found.task)}: quality and cost of each strategy", title_justify="left")
     costs = _COSTS if roomy else _COSTS[:2]
     for heading in ("strategy", "ratio", *stages.values(), "size", "smaller", *("p50", "p95")[: len(costs) - 1]):
-        table.add_column(heading, justify="left" if heading == "strategy" else "right", no_wrap=True)
+        named = heading == "strategy"
+        table.add_column(heading, justify="left" if named else "right", no_wrap=not named, overflow="fold")
     if roomy:
         table.add_column("in measured time")
     else:
