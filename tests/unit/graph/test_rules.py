@@ -185,6 +185,17 @@ def test_a_state_that_a_layer_makes_goes_with_the_units() -> None:
     assert_alike(module, nets.VECTOR, nets.random_removal(coupling, 0))
 
 
+def test_a_state_that_is_not_zero_when_removed_cannot_be_summed() -> None:
+    class Summed(Stateful):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = self.gru(x.view(-1, 3, 4), torch.sigmoid(self.start(x))[None])[1][0]
+            return self.head(state * state.sum(1, keepdim=True))
+
+    coupling = nets.of(Summed(fixed=False).eval(), nets.VECTOR)
+    assert coupling.groups == ()
+    assert "aten.sum" in coupling.refused_layers()["gru"]
+
+
 def test_a_state_whose_size_stands_in_the_code_is_found_by_running() -> None:
     module = Stateful(fixed=True).eval()
     coupling = nets.of(module, nets.VECTOR)
