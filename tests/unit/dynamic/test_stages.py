@@ -25,6 +25,7 @@ from tauten.make.model.model import QuantizationPlan
 from tauten.make.model.run import forward
 from tauten.run.engines import load
 from tauten.run.engines.engine import Engine
+from tauten.run.serve.model import ServedModel
 from tauten.testing import engines
 from tests.unit.dynamic.exits import artifact_of, encoder, first, leaving, residual
 
@@ -134,6 +135,11 @@ def test_it_is_an_engine_like_any(mixed: Artifact, tmp_path: Path) -> None:
         folder = tmp_path / str(index)
         folder.mkdir()
         check(mixed, folder)
+
+
+def test_it_is_served_like_any(mixed: Artifact) -> None:
+    model = ServedModel.load(mixed)  # runs it once
+    assert sum(stage["rows_left"] for stage in model.engine.describe()["stages"]) == 1
 
 
 def test_inspect_and_evaluate_tell_of_it(mixed: Artifact, tmp_path: Path) -> None:
