@@ -1,1 +1,3 @@
-"""Passes that take weights away: ``structured`` in whole channels, ``depth`` in blocks, ``magnitude`` by zeros."""
+"""Passes that take weights away: ``structured`` in whole channels, ``depth`` in blocks, ``magnitude`` by zeros,
+``gradual`` by zeros that come while the model trains.
+"""
