@@ -1,6 +1,7 @@
 """How hard to try: a level is a list of recipes.
 
-``low`` trains nothing. ``medium`` adds pruning with recovery. ``high`` adds longer recovery and deeper cuts.
+``low`` trains nothing: what it cuts is repaired on calibration data. ``medium`` adds deeper cuts with recovery.
+``high`` adds longer recovery, more cuts, zeros, and exits for samples that are easy.
 A level is printed by ``tauten optimize --dry-run`` and can be given back as a file.
 """
 
@@ -61,6 +62,7 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     yield Recipe("fp32", (), lowering)
     yield Recipe("int8", (static,), lowering)
     yield Recipe("int8-dynamic", (dynamic,), lowering)
+    yield Recipe("cut-0.3-int8", (_step("prune.structured", ratio=0.3), static), lowering)
     if level == "low":
         return
     epochs, steps = {"medium": (3, 500), "high": (15, 2500)}[level]
@@ -75,6 +77,8 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     if level == "high":
         sparse = _step("prune.magnitude", ratio=0.8)
         yield Recipe("magnitude-0.8-int8", (sparse, recover, static), lowering)
+        cut, leave = _step("prune.structured", ratio=0.5), _step("dynamic.early_exit")
+        yield Recipe("early-exit-0.5-int8", (cut, recover, leave, static), lowering)
 
 
 def _step(name: str, **parameters: float | int) -> Pass:
