@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 import tauten
 from bench import _resnet
-from bench._results import spread, write
+from bench._results import RESULTS, spread, write
 from tauten.cli.task import load_task
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
@@ -29,19 +30,25 @@ DRAWING = ("random",)
 
 
 def main() -> None:
-    networks = {"digits": load_task("examples/digits.py:task").fit(0), "fashion_mnist": _fashion()}
-    if sys.argv[1:]:
-        networks = {name: networks[name] for name in sys.argv[1:]}
-    figures = {name: _look(name, task) for name, task in networks.items()}
-    if sys.argv[1:]:
-        print(table(figures))
-    else:
-        write("repair", "python -m bench.repair", [0], figures)
+    """All networks, or those named: the figures of others stay as they were measured before."""
+    path = RESULTS / "repair.json"
+    names = sys.argv[1:] or list(NETWORKS)
+    figures = {name: _look(name, NETWORKS[name]()) for name in names}
+    if sys.argv[1:] and path.is_file():
+        figures = {**json.loads(path.read_text("utf-8"))["figures"], **figures}
+    write("repair", "python -m bench.repair", SEEDS[:1], figures)
+
+
+def _digits() -> tauten.Task:
+    return load_task("examples/digits.py:task").fit(0)
 
 
 def _fashion() -> tauten.Task:
     """As the pruning benchmarks have it; the test images are not looked at."""
     return dataclasses.replace(_resnet.task("fashion-mnist", 0), test=None)
+
+
+NETWORKS = {"digits": _digits, "fashion_mnist": _fashion}
 
 
 def _look(name: str, task: tauten.Task) -> dict[str, Any]:
