@@ -49,6 +49,7 @@ class Stages:
         held: Arrays = dict(inputs)
         answers: Arrays = {}
         rows: Rows | None = None  # which rows are still there; None where all are
+        count = count_rows(self._inputs, inputs)
         left = [0] * len(self._steps)
         for index, step in enumerate(self._steps):
             found = dict(zip(step.gives, step.run({name: held[name] for name in step.reads}), strict=True))
@@ -57,9 +58,8 @@ class Stages:
                     answers[name] = found[name]
                 else:
                     answers[name][rows] = found[name]
-            count = count_rows(self._inputs, inputs) if rows is None else len(rows)
             leaves = self.leaves(index, found, count, rows)
-            left[index] = int(leaves.sum())
+            left[index] = int(np.count_nonzero(leaves))
             if left[index] == count:
                 break
             held = {name: array for name, array in {**held, **found}.items() if name in self._later[index]}
@@ -67,6 +67,7 @@ class Stages:
                 stays = np.flatnonzero(~leaves)
                 held = {name: self._take(name, array, stays) for name, array in held.items()}
                 rows = stays if rows is None else rows[stays]
+                count = len(stays)
         with self._counting:
             self._left = [before + now for before, now in zip(self._left, left, strict=True)]
         return answers
