@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 import warnings
@@ -32,7 +33,7 @@ def main() -> None:
     verdicts = [row["verdict"] for row in rows]
     figures = {
         **{verdict: verdicts.count(verdict) for verdict in ("verified", "refused", "failed")},
-        "largest_difference": max(row.get("difference", 0.0) for row in rows),
+        "largest_difference": max(row.get("difference") or 0.0 for row in rows),
         "seconds": sum(row["seconds"] for row in rows),
         "models": rows,
     }
@@ -71,7 +72,7 @@ def _row(found: Cut) -> dict[str, Any]:
         "parameters_after": after,
         "groups": found.groups,
         "groups_found": found.found,
-        "difference": found.difference,
+        "difference": found.difference if math.isfinite(found.difference) else None,
         "refused": found.refused,
     }
 
@@ -107,12 +108,18 @@ def table(figures: dict[str, Any]) -> str:
         if row.get("groups"):
             kept = f"{100 * row['parameters_after'] / row['parameters_before']:.0f} %"
             groups = f"{row['groups']} of {row['groups_found']}"
-            difference = f"{row['difference']:.0e}"
+            difference = _told(row["difference"])
         onnx = row.get("onnx", "")
         if onnx not in ("", "runs"):
             onnx = "not before either" if row["onnx_before"] != "runs" else "fails"
         lines.append(f"| {row['model']} | {kept} | {groups} | {difference} | {onnx} | {_why(row['refused'])} |")
     return "\n".join(lines)
+
+
+def _told(difference: float | None) -> str:
+    if difference is None:
+        return "not comparable"
+    return f"{difference:.0e}" if difference else "0"
 
 
 def _why(refused: dict[str, str]) -> str:

@@ -21,7 +21,8 @@ from tauten.testing.zoo.entry import ZooModel
 class Cut:
     """What became of a network.
 
-    ``small`` is the module after the last removal, ``groups`` how many groups of channels lost some, of ``found``.
+    ``small`` is the module after the last removal, ``groups`` how many groups of channels lost some, of ``found``
+    that have more than one.
     ``refused`` are the reasons by layer. ``difference`` is the largest between the smaller module's outputs and the
     masked original's, over all removals, as a share of the largest number of the output.
     """
@@ -55,7 +56,7 @@ def cut(entry: ZooModel, ratios: Sequence[float] = (0.5,), seed: int = 0) -> Cut
     prover = Prover(module, entry.inputs, example, run)
     refused = coupling.refused_layers()
     draw = np.random.default_rng(seed)
-    difference, small, groups = 0.0, module, 0
+    worst, small, groups = 0.0, module, 0
     for ratio in ratios:
         removal = _choose(coupling, ratio, draw)
         broken = prover.broken(removal)
@@ -64,8 +65,9 @@ def cut(entry: ZooModel, ratios: Sequence[float] = (0.5,), seed: int = 0) -> Cut
         small, groups = slim(copy.deepcopy(module), removal), len(removal.units)
         arrays = entry.example(batch=4, seed=seed + 1)
         expected = run(mask(copy.deepcopy(module), removal), arrays)
-        difference = max(difference, _difference(expected, run(small, arrays)))
-    return Cut(module, small, len(coupling.groups), groups, refused, difference)
+        worst = max(worst, difference(expected, run(small, arrays)))
+    found = sum(group.units > 1 for group in coupling.groups)
+    return Cut(module, small, found, groups, refused, worst)
 
 
 def _choose(coupling: Coupling, ratio: float, draw: np.random.Generator) -> Removal:
@@ -78,15 +80,24 @@ def _choose(coupling: Coupling, ratio: float, draw: np.random.Generator) -> Remo
     return Removal(coupling.groups, units)
 
 
-def _difference(expected: Arrays, found: Arrays) -> float:
+def difference(expected: Arrays, found: Arrays) -> float:
+    """The largest difference of any output, as a share of its largest number.
+
+    Infinite where names, shapes, integers or flags differ, and where a number is not finite: two that are not numbers
+    are not alike.
+    """
     if {name: array.shape for name, array in expected.items()} != {name: array.shape for name, array in found.items()}:
         return float("inf")
-    shares = [
-        float(np.abs(np.subtract(expected[name], found[name])).max() / max(np.abs(expected[name]).max(), 1e-30))
-        for name in expected
-        if expected[name].dtype.kind == "f"
-    ]
-    return max(shares, default=0.0)
+    return max((_share(array, found[name]) for name, array in expected.items()), default=float("inf"))
+
+
+def _share(expected: Array, found: Array) -> float:
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(expected, found) else float("inf")
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return float("inf")
+    scale = float(np.abs(expected).max(initial=0.0))
+    return float(np.abs(np.subtract(expected, found)).max(initial=0.0)) / max(scale, 1e-30)
 
 
 def _count(module: nn.Module) -> int:
