@@ -175,6 +175,7 @@ def test_a_saving_is_what_was_measured() -> None:
     kind, arithmetic, text = judged("prune.magnitude", 0.1, 0.7, original)
     assert (kind, arithmetic) == ("none", True)
     assert "70 % of the weights are zero, and onnx multiplies by them all the same" in text
+    assert judged("prune.structured", 0.099, 0.0, original)[0] == "none"
     kind, arithmetic, text = judged("dynamic.early_exit", 0.2, 0.0, original)
     assert (kind, arithmetic) == ("slower", True)
     assert "2 times slower: what it leaves out is arithmetic on paper" in text
