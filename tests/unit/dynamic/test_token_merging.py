@@ -23,6 +23,7 @@ from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
 from tauten.make.passes.dynamic.token_merging import TokenMerging
 from tauten.testing.tiny import TransformerBlock, VisionTransformer, encoder_task, vision_transformer_task
+from tauten.testing.zoo import transformers_vision
 
 SPEC = tauten.TensorSpec(name="image", shape=("batch", 1, 8, 8))
 
@@ -364,6 +365,29 @@ def test_choices_tell_how_near_they_were() -> None:
     assert margins[0].shape == (2,)
     assert margins[0][0] > 1e-3
     assert margins[0][1] < 1e-6
+
+
+def zoo_task(name: str) -> tauten.Task:
+    pytest.importorskip("transformers")
+    found = next(model for model in transformers_vision.VISION if model.name == name)
+    data = [found.example(4)]
+    return tauten.Task(name=name, model=found.build(), inputs=found.inputs, calibrate=data, validate=data)
+
+
+@pytest.mark.parametrize(("name", "protected"), [("vit", [0]), ("deit", [0, 1])])
+def test_transformers_of_others_are_treated_and_exported(name: str, protected: list[int], tmp_path) -> None:
+    task = zoo_task(name)
+    model = apply(TokenMerging(share=0.25), to_model(task), Context(task, build(task)))
+    (row,) = model.history[-1].notes["rows"]
+    assert row["protected"] == protected
+    assert row["tokens"] == [16 + len(protected), 12 + len(protected)]
+    tauten.save(model, tmp_path / name, task=task)
+
+
+def test_windows_with_relative_places_are_refused() -> None:
+    task = zoo_task("swin")
+    with pytest.raises(PassError, match=r"layers\.0\.blocks: its blocks depend on the places of their tokens"):
+        apply(TokenMerging(), to_model(task), Context(task, build(task)))
 
 
 def test_a_mask_that_only_the_exporter_makes_is_left_out(tmp_path) -> None:
