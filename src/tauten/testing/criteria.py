@@ -26,9 +26,13 @@ def check_criterion(criterion: Criterion) -> None:
 
 def _check(criterion: Criterion, weights: torch.Tensor) -> None:
     generator = torch.Generator().manual_seed(2)
-    drawn = {name: torch.randn(weights.shape, generator=generator) for name in statistics_of(criterion)}
+    drawn: dict[str, torch.Tensor] = {
+        name: torch.randn(weights.shape, generator=generator) for name in statistics_of(criterion)
+    }
     # Norms are never negative; gradients have either sign, and vanish where a channel is cut off already.
-    statistics = {name: value.abs() if name == "activation_norm" else value for name, value in drawn.items()}
+    statistics: dict[str, torch.Tensor] = {
+        name: value.abs() if name == "activation_norm" else value for name, value in drawn.items()
+    }
     _try(criterion, weights, statistics)
     _try(criterion, weights, {name: torch.zeros_like(weights) for name in statistics})
 
