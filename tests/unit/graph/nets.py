@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
-from tauten.make.graph.coupling import Coupling, Removal, couple
+from tauten.make.graph.coupling import Coupling, couple
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.prove import Prover
 
 IMAGE = (TensorSpec(name="input", shape=("batch", 3, 8, 8)),)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tauten.core.tensor import TensorSpec
-from tauten.make.graph.coupling import Removal
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.slim import slim
 from tests.unit.graph import nets
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tauten.core.tensor import TensorSpec
-from tauten.make.graph.coupling import Removal
+from tauten.make.graph.groups import Removal
 from tests.unit.graph import nets
 
 TOKENS = (TensorSpec(name="input", shape=("batch", 6, 8)),)

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import PassError
-from tauten.make.graph.coupling import Group, Removal
+from tauten.make.graph.groups import Group, Removal
 from tauten.make.graph.ids import Ids
 from tauten.make.graph.slim import mask, slim
 from tests.unit.graph import nets

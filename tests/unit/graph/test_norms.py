@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from tauten.core.tensor import TensorSpec
-from tauten.make.graph.coupling import Removal
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.slim import mask, slim
 from tests.unit.graph import nets
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tauten.make.graph.coupling import Removal
 from tauten.make.graph.export import export
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.slim import slim
 from tests.unit.graph import nets
 from tests.unit.graph.reference import answers, assert_alike

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tauten.make.graph.coupling import Coupling, Removal
+from tauten.make.graph.coupling import Coupling
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.prove import Prover
 from tests.unit.graph import nets
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import PassError
-from tauten.make.graph.coupling import Group, Removal
+from tauten.make.graph.groups import Group, Removal
 from tauten.make.graph.slim import mask
 from tauten.make.model.build import to_model
 from tauten.make.model.pass_ import Context

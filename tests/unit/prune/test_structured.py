@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tauten.errors import PassError, RecipeError
-from tauten.make.graph.coupling import Group, Slot
+from tauten.make.graph.groups import Group, Slot
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
 from tauten.make.model.model import Model

@@ -12,12 +12,10 @@ from torch import nn
 
 from tauten.core.tensor import Array, TensorSpec
 from tauten.make.graph.export import export
-from tauten.make.graph.groups import Group, Removal, Role, Size, Slot
+from tauten.make.graph.groups import Group, Role, Slot
 from tauten.make.graph.ids import IdArray, concatenate
 from tauten.make.graph.sizes import with_sizes
 from tauten.make.graph.trace import Traced, trace
-
-__all__ = ["Coupling", "Group", "Removal", "Size", "Slot", "couple", "group"]
 
 
 class Place(NamedTuple):

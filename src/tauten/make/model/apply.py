@@ -17,6 +17,7 @@ from tauten.make.model.digest import digest
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context, Pass
 from tauten.make.model.run import forward
+from tauten.make.model.training.checkpoint import Unwritable
 
 
 def apply(step: Pass, model: Model, context: Context) -> Model:
@@ -35,7 +36,7 @@ def apply(step: Pass, model: Model, context: Context) -> Model:
     started = time.perf_counter()
     try:
         change = step(fork, context)
-    except TautenError:
+    except (TautenError, Unwritable):
         raise
     except Exception as fault:
         raise PassError(f"{step.name}: {type(fault).__name__}: {fault}") from fault

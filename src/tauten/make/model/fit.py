@@ -19,6 +19,7 @@ from tauten.make.model.pass_ import Progress, silent
 from tauten.make.model.run import Tensors
 from tauten.make.model.task import Data, Task
 from tauten.make.model.train import Checkpoints, Objective, Trainer, Training
+from tauten.make.model.training.checkpoint import Unwritable
 
 
 def fit(task: Task, seed: int = 0, progress: Progress = silent, checkpoints: Path | None = None) -> Task:
@@ -48,7 +49,7 @@ def fit(task: Task, seed: int = 0, progress: Progress = silent, checkpoints: Pat
         trainer(module, task.data("train"), held_out)
     except PassError as fault:
         raise TaskError(f"fit: {fault}") from fault
-    except TautenError:
+    except (TautenError, Unwritable):
         raise
     except Exception as fault:
         raise TaskError(f"fit: the model does not train: {type(fault).__name__}: {fault}") from fault

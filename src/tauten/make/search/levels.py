@@ -62,14 +62,16 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     yield Recipe("fp32", (), lowering)
     yield Recipe("int8", (static,), lowering)
     yield Recipe("int8-dynamic", (dynamic,), lowering)
-    yield Recipe("cut-0.3-int8", (_step("prune.structured", ratio=0.3), static), lowering)
+    for ratio in (0.3, 0.5):
+        yield Recipe(f"cut-{ratio:g}-int8", (_step("prune.structured", ratio=ratio), static), lowering)
     if level == "low":
         return
     epochs, steps = {"medium": (3, 500), "high": (15, 2500)}[level]
     ratios = {"medium": (0.5, 0.7, 0.85), "high": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)}[level]
     recover = _step("distill.recover", epochs=epochs, steps=steps)
+    # Not repaired: after so many steps a good start shows no more.
     for ratio in ratios:
-        cut = _step("prune.structured", ratio=ratio)
+        cut = _step("prune.structured", ratio=ratio, repair="none")
         name = f"structured-{ratio:g}"
         # In float too: on small layers int8 can be slower, and only a measurement tells.
         yield Recipe(f"{name}-fp32", (cut, recover), lowering)
@@ -77,9 +79,9 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     if level == "high":
         sparse = _step("prune.magnitude", ratio=0.8)
         yield Recipe("magnitude-0.8-int8", (sparse, recover, static), lowering)
-        cut, leave = _step("prune.structured", ratio=0.5), _step("dynamic.early_exit")
+        cut, leave = _step("prune.structured", ratio=0.5, repair="none"), _step("dynamic.early_exit")
         yield Recipe("early-exit-0.5-int8", (cut, recover, leave, static), lowering)
 
 
-def _step(name: str, **parameters: float | int) -> Pass:
+def _step(name: str, **parameters: float | int | str) -> Pass:
     return pass_from_json({"pass": name, **parameters})

@@ -10,7 +10,8 @@ import numpy as np
 from torch import nn
 
 from tauten.core.tensor import Array, Arrays
-from tauten.make.graph.coupling import Coupling, Removal, couple
+from tauten.make.graph.coupling import Coupling, couple
+from tauten.make.graph.groups import Removal
 from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import mask, slim
 from tauten.make.model.run import forward

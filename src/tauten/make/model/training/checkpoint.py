@@ -25,7 +25,6 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from tauten.core.tensor import Array
-from tauten.errors import PassError
 from tauten.make.model.digest import digest
 from tauten.make.model.task import Data
 
@@ -41,6 +40,10 @@ class Checkpoints:
 
     folder: Path
     key: str = ""
+
+
+class Unwritable(OSError):
+    """The disk refuses a checkpoint: no fault of the task or of a pass, so that none of them answers for it."""
 
 
 class Checkpoint:
@@ -63,7 +66,7 @@ class Checkpoint:
         return tensors, numbers
 
     def save(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
-        """Replace what was saved. Raises ``PassError`` where the disk refuses."""
+        """Replace what was saved. Raises ``Unwritable`` where the disk refuses."""
         if not self._writes:
             return
         # Tied weights share memory, which the format does not.
@@ -83,7 +86,9 @@ class Checkpoint:
         except OSError as fault:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            raise PassError(f"training: {self._path}: the checkpoint cannot be written: {fault.strerror}") from fault
+            raise Unwritable(
+                fault.errno, f"the checkpoint cannot be written: {fault.strerror}", str(self._path)
+            ) from fault
         self._written = True
 
 

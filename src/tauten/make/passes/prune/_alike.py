@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from tauten.make.graph.coupling import Group, Slot
+from tauten.make.graph.groups import Group, Slot
 
 Structure = tuple[tuple[str, str, str, int, tuple[int, ...], int], ...]
 

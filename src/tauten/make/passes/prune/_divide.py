@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tauten.make.graph.coupling import Group
+from tauten.make.graph.groups import Group
 from tauten.make.graph.ids import IdArray
 from tauten.make.passes.prune._alike import structure
 from tauten.make.passes.prune._rank import Floors, choose

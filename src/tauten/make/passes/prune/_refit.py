@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from tauten.make.graph.coupling import Removal
+from tauten.make.graph.groups import Removal
 from tauten.make.model.model import Model
 from tauten.make.model.run import call
 from tauten.make.passes.prune._least_squares import Sums, solve

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from tauten.make.graph.coupling import Removal
+from tauten.make.graph.groups import Removal
 from tauten.make.model.model import Model
 from tauten.make.passes.prune._norms import reestimate
 from tauten.make.passes.prune._refit import refit

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from tauten.errors import PassError
-from tauten.make.graph.coupling import Group
+from tauten.make.graph.groups import Group
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.passes.prune._gather import gather

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tauten.make.graph.coupling import Group, Removal
+from tauten.make.graph.groups import Group, Removal
 from tauten.make.graph.slim import slim
 from tauten.make.model.loss import class_axis
 from tauten.make.model.model import Model

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import nn
 
 from tauten.errors import PassError, PluginError, RecipeError
-from tauten.make.graph.coupling import Group, Removal, couple
+from tauten.make.graph.coupling import couple
+from tauten.make.graph.groups import Group, Removal
 from tauten.make.graph.ids import IdArray
 from tauten.make.graph.prove import Prover
 from tauten.make.graph.slim import slim
