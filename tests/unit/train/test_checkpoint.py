@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import tauten
-from tauten.errors import PassError
 from tauten.make.model.training import checkpoint as checkpoints
 from tests.unit.train.killed import run
 from tests.unit.train.problems import classify, clouds, in_batches
@@ -142,7 +141,7 @@ def test_a_kill_while_writing_leaves_the_earlier_file(tmp_path: Path, monkeypatc
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(PassError, match="the checkpoint cannot be written"):
+    with pytest.raises(checkpoints.Unwritable, match="the checkpoint cannot be written"):
         run(tmp_path / "file")
 
 
