@@ -49,9 +49,11 @@ class Manifest(Value):
     """Everything an artifact says of itself.
 
     ``files`` gives each file's bytes; ``graph`` and ``weights`` name two of them. ``weights_bytes`` is the size of the
-    decoded arrays, which bounds what a reader allocates. ``recipe`` is the JSON of the recipe that made it,
-    ``key`` identifies task, recipe, target and seed together, and ``environment`` names the versions and the machine
-    that it was made with. ``stages`` are there where the model has early exits; ``graph`` is then the first one's.
+    decoded arrays, which bounds what a reader allocates. ``four_bit`` gives the shapes of weights that are stored as
+    two numbers a byte. ``settings`` tell the engine how to run the graph. ``recipe`` is the JSON of the recipe that
+    made it, ``key`` identifies task, recipe, target and seed together, and ``environment`` names the versions and the
+    machine that it was made with. ``stages`` are there where the model has early exits; ``graph`` is then the first
+    one's.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -66,6 +68,8 @@ class Manifest(Value):
     weights: str
     stages: tuple[Stage, ...] = ()
     codec: str = "plain"
+    four_bit: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
+    settings: JsonObject = {}
     weights_bytes: Annotated[int, Field(ge=0)]
     files: Annotated[
         dict[str, Annotated[int, Field(ge=0)]],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tauten.artifact.manifest import CHECKSUMS, FILE_NAME, MANIFEST, SCHEMA_VERSION, Manifest
+from tauten.artifact.nibbles import unpack_nibbles
 from tauten.codecs import CODECS
 from tauten.core.tensor import Arrays
 from tauten.errors import ArtifactError, ConfigError, PluginError
@@ -45,7 +46,7 @@ class Artifact:
         return tuple(bytes(self._bytes(name)) for name in self.manifest.graphs)
 
     def weights(self) -> Arrays:
-        """The weights by name, decoded."""
+        """The weights by name, decoded; 4-bit ones as int8 numbers from -8 to 7."""
         try:
             codec = CODECS.get(self.manifest.codec)
         except PluginError as fault:
@@ -56,6 +57,11 @@ class Artifact:
             raise ArtifactError(
                 f"{self.path}: expected {self.manifest.weights_bytes} bytes of decoded weights, got {held}"
             )
+        missing = sorted(set(self.manifest.four_bit) - set(arrays))
+        if missing:
+            raise ArtifactError(f"{self.path}: {MANIFEST} names 4-bit weights that are not there: {missing[:5]}")
+        for name, shape in self.manifest.four_bit.items():
+            arrays[name] = unpack_nibbles(arrays[name], shape)
         return arrays
 
     def _bytes(self, name: str) -> bytearray:

@@ -15,7 +15,8 @@ from torch import nn
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import LoweringError, MismatchError
-from tauten.make.lower import onnx as lowering
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower import _float as lowering
 from tauten.make.model.run import forward
 from tauten.make.model.task import Task
 from tauten.testing import tiny
@@ -182,7 +183,7 @@ def test_a_batch_that_was_not_exported_is_compared_too(monkeypatch: pytest.Monke
 def test_progress_is_told() -> None:
     model, context = prepare(tiny.cnn_task())
     told: list[str] = []
-    lowering.lower(model, TARGET, replace(context, progress=lambda what, _: told.append(what)))
+    LOWERINGS.get("onnx")(model, TARGET, replace(context, progress=lambda what, _: told.append(what)))
     assert told == ["export", "compare"]
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from tauten.artifact.manifest import Manifest
+from tauten.artifact.nibbles import pack_nibbles
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import write_artifact
 from tauten.codecs import CODECS
@@ -38,7 +39,10 @@ def to_artifact(
     """
     coder = CODECS.get(codec)
     weights_name = f"weights{coder.suffix}"
-    files = {lowered.graph_name: lowered.graph, **lowered.more, weights_name: coder.encode(lowered.weights)}
+    arrays = {
+        name: pack_nibbles(array) if name in lowered.four_bit else array for name, array in lowered.weights.items()
+    }
+    files = {lowered.graph_name: lowered.graph, **lowered.more, weights_name: coder.encode(arrays)}
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,7 +55,9 @@ def to_artifact(
         stages=lowered.stages,
         weights=weights_name,
         codec=codec,
-        weights_bytes=sum(array.nbytes for array in lowered.weights.values()),
+        four_bit={name: lowered.weights[name].shape for name in sorted(lowered.four_bit)},
+        settings=dict(lowered.settings),
+        weights_bytes=sum(array.nbytes for array in arrays.values()),
         files={name: len(data) for name, data in files.items()},
         key=key,
         recipe=dict(recipe or {}),

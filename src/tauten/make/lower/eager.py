@@ -22,7 +22,7 @@ from tauten.make.lower._compare import TOLERANCE, difference
 from tauten.make.lower._export import export, lifted, module_path, strip
 from tauten.make.lower._graph import owners
 from tauten.make.lower._samples import rows
-from tauten.make.lower.lowering import Lowered
+from tauten.make.lower.lowering import DEFAULTS, Lowered, Lowering, Options
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
@@ -37,28 +37,32 @@ _CHECKS: Final = ("aten._assert_", "aten.sym_constrain_range", "aten._assert_ten
 _NEVER_INLINED: Final = "it changes how the operations inside compute"
 
 
-def lower(model: Model, target: Target, context: Context) -> Lowered:
-    """The model as a document of operations, compared with the module.
+class Eager(Lowering):
+    def __call__(self, model: Model, target: Target, context: Context, options: Options = DEFAULTS) -> Lowered:
+        """The model as a document of operations, compared with the module.
 
-    Raises ``LoweringError`` where an operation is not one of PyTorch's own or the model has a quantization plan,
-    ``MismatchError`` where the graph answers otherwise.
-    """
-    if model.quantization is not None:
-        raise LoweringError("eager: runs in float; lower a model with a quantization plan to onnx")
-    data = context.task.data("calibrate")
-    exported = export(model, next(iter(data))[0])
-    document, weights = _Writer(exported.program, [spec.name for spec in model.inputs]).write()
-    graph = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
-    error = _compare(graph, weights, model, next(rows(data, model.inputs, batch=_COMPARED)))
-    return Lowered(
-        graph=graph,
-        graph_name="graph.json",
-        weights=weights,
-        inputs=model.inputs,
-        outputs=exported.outputs,
-        layers=owners(weights, [name for name, _ in model.module.named_modules()]),
-        notes={"largest_relative_difference": error, **_slower(model)},
-    )
+        Raises ``LoweringError`` where an operation is not one of PyTorch's own or the model has a quantization plan,
+        ``MismatchError`` where the graph answers otherwise.
+        """
+        if model.quantization is not None:
+            raise LoweringError("eager: runs in float; lower a model with a quantization plan to onnx")
+        data = context.task.data("calibrate")
+        exported = export(model, next(iter(data))[0])
+        document, weights = _Writer(exported.program, [spec.name for spec in model.inputs]).write()
+        graph = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+        error = _compare(graph, weights, model, next(rows(data, model.inputs, batch=_COMPARED)))
+        return Lowered(
+            graph=graph,
+            graph_name="graph.json",
+            weights=weights,
+            inputs=model.inputs,
+            outputs=exported.outputs,
+            layers=owners(weights, [name for name, _ in model.module.named_modules()]),
+            notes={"largest_relative_difference": error, **_slower(model)},
+        )
+
+
+lower = Eager()
 
 
 def _slower(model: Model) -> dict[str, Any]:

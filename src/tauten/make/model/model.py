@@ -16,18 +16,34 @@ SPARSE = "sparse"
 QUANTIZED = "quantized"
 
 
-class QuantizationPlan(Value):
-    """What a lowering shall make of the float weights: decided by a pass, carried out where the engine's graph is made.
+LayerPrecision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
-    ``static`` fixes the activations' ranges from calibration data, ``dynamic`` finds them at each call.
+
+class QuantizationPlan(Value):
+    """What a lowering shall make of the weights: decided by a pass, carried out where the engine's graph is made.
+
+    ``static`` fixes the activations' ranges from calibration data, ``dynamic`` finds them at each call, and
+    ``weight_only`` leaves activations in float. ``bits`` is what a weight takes: 16 (``half`` says which kind), 8 or 4.
+    ``granularity`` says what has a scale of its own: the whole weight, an output channel, or each ``group`` numbers of
+    it. ``layers`` are modules (by path, such as ``features.0``) whose precision is another. A layer that is a
+    ``QuantizedLayer`` already has its own grid, and perhaps its input's range, which hold before all of this.
     """
 
-    method: Literal["static", "dynamic"]
+    method: Literal["static", "dynamic", "weight_only"]
+    bits: Literal[16, 8, 4] = 8
+    half: Literal["float16", "bfloat16"] = "float16"
     activations: Literal["uint8", "int8"] = "uint8"
     weights: Literal["int8", "uint8"] = "int8"
-    per_channel: bool = True
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    granularity: Literal["tensor", "channel", "group"] = "channel"
+    group: int = 128
+    calibration: Literal["minmax", "percentile", "mse", "entropy"] = "minmax"
     samples: int = 256
+    layers: dict[str, LayerPrecision] = {}
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether each output channel of a weight has a scale of its own."""
+        return self.granularity != "tensor"
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ class CandidateBuilder:
         model = self._apply(recipe)
         started = time.perf_counter()
         self._context.progress(f"lower to {recipe.lowering}", 0.0)
-        lowered = LOWERINGS.get(recipe.lowering)(model, self._target, self._context)
+        lowered = LOWERINGS.get(recipe.lowering)(model, self._target, self._context, recipe.options)
         record = Record(
             name=f"lower.{recipe.lowering}",
-            parameters={},
+            parameters=dict(recipe.options),
             seed=self._context.seed,
             seconds=time.perf_counter() - started,
             before=model.history[-1].after if model.history else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from tauten.errors import PluginError, RecipeError
@@ -18,7 +18,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Passes in order and a lowering.
+    """Passes in order and a lowering, with its options.
 
     Its order is checked here, by the facts that each pass needs, gives and drops, before any compute is spent;
     ``RecipeError`` says which pass lacks what, and which earlier one took it.
@@ -27,6 +27,7 @@ class Recipe:
     name: str
     passes: tuple[Pass, ...] = ()
     lowering: str = "onnx"
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):  # it names the candidate's folder
@@ -36,6 +37,10 @@ class Recipe:
             )
         if self.lowering not in LOWERINGS.names():
             raise RecipeError(f"{self.name}: no lowering {self.lowering!r}; there are {', '.join(LOWERINGS.names())}")
+        try:
+            LOWERINGS.get(self.lowering).chosen(self.options)
+        except RecipeError as fault:
+            raise RecipeError(f"{self.name}: {self.lowering}: {fault}") from None
         facts = {FLOAT_WEIGHTS}
         taken: dict[str, str] = {}
         for step in self.passes:
@@ -51,22 +56,31 @@ class Recipe:
         return any(step.trains for step in self.passes)
 
     def to_json(self) -> dict[str, Any]:
-        """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``."""
-        return {"name": self.name, "passes": [step.to_json() for step in self.passes], "lowering": self.lowering}
+        """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``, and ``"options"`` where there are any."""
+        passes = [step.to_json() for step in self.passes]
+        document = {"name": self.name, "passes": passes, "lowering": self.lowering}
+        return {**document, **({"options": dict(self.options)} if self.options else {})}
 
     @classmethod
     def from_json(cls, document: object) -> Self:
         """The recipe that ``to_json`` gave; parameters that are left out take their defaults."""
         if not isinstance(document, Mapping) or not isinstance(document.get("passes"), list):
             raise RecipeError(f"expected a recipe as an object with name and passes, got {document!r}")
-        unknown = sorted(set(document) - {"name", "passes", "lowering"})
+        unknown = sorted(set(document) - {"name", "passes", "lowering", "options"})
         if unknown:
-            raise RecipeError(f"a recipe has name, passes and lowering; got {unknown}")
+            raise RecipeError(f"a recipe has name, passes, lowering and options; got {unknown}")
         return cls(
             name=str(document.get("name", "")),
             passes=tuple(pass_from_json(step) for step in document["passes"]),
             lowering=str(document.get("lowering", "onnx")),
+            options=_options(document.get("options", {})),
         )
+
+
+def _options(document: object) -> dict[str, str]:
+    if not isinstance(document, Mapping) or not all(isinstance(value, str) for value in document.values()):
+        raise RecipeError(f"options: expected an object of texts, got {document!r}")
+    return {str(name): value for name, value in document.items()}
 
 
 def pass_from_json(document: object) -> Pass:

@@ -11,7 +11,7 @@ from tauten.make.model.pass_ import Change, Context, Pass
 
 __all__ = ["PostTraining"]
 
-_Calibration = Literal["minmax", "percentile", "entropy"]
+_Calibration = Literal["minmax", "percentile", "mse", "entropy"]
 
 
 @dataclass(frozen=True)

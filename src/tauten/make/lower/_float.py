@@ -1,0 +1,94 @@
+"""A model as a float ONNX graph that answers as the module does: what every lowering but PyTorch's own begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+import torch
+from onnx import ModelProto
+
+from tauten.core.tensor import Arrays, TensorSpec
+from tauten.errors import LoweringError
+from tauten.make.lower._compare import check_same
+from tauten.make.lower._export import Exported, export, quiet
+from tauten.make.lower._graph import clean, rename, unwrap
+from tauten.make.lower._grids import Decided, materialize
+from tauten.make.lower._rewrite import name_transposed, pool_means
+from tauten.make.lower._samples import rows
+from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
+
+_BORDER: Final = "tauten_"  # while the exporter works, so that no operation inside has a name the user chose
+_COMPARED = 16  # samples of the calibration data that the graph is held against the module on
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """The graph with its weights inside, the specs of its outputs, and how it was compared with the module.
+
+    ``decided`` is what quantized layers fixed, by the names of their weights. ``sample`` is the batch that graph and
+    module were compared on, ``error`` the largest relative difference.
+    """
+
+    model: ModelProto
+    outputs: tuple[TensorSpec, ...]
+    decided: Mapping[str, Decided]
+    sample: Arrays
+    error: float
+
+
+def float_graph(model: Model, context: Context) -> FloatGraph:
+    """The model in float as an ONNX graph, after rewrites that engines run faster, compared with the module.
+
+    Quantized layers stand in it with the float weights that their codes mean, and without the rounding of their inputs.
+
+    Raises ``LoweringError`` where the module cannot be exported, ``MismatchError`` (which names the first operation
+    that differs) where the graph answers otherwise.
+    """
+    module, decided = materialize(model.module)
+    model = model.but(module=module)
+    data = context.task.data("calibrate")
+    context.progress("export", 0.0)
+    example = next(iter(data))[0]
+    exported = export(model, example)
+    graph, program = to_onnx(exported, model.inputs)
+    clean(graph, model.inputs, exported.outputs)
+    unwrap(graph.graph)
+    pool_means(graph)
+    name_transposed(graph.graph, model.module.state_dict())
+    context.progress("compare", 0.4)
+    sample = next(islice(rows(data, model.inputs, batch=_COMPARED), 1))
+    error = check_same(graph, program, model, sample)
+    return FloatGraph(graph, exported.outputs, decided, sample, error)
+
+
+def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelProto, torch.export.ExportedProgram]:
+    """The graph with its weights inside, and the program whose nodes its values are named after."""
+    try:
+        with quiet(), torch.no_grad():
+            made = torch.onnx.export(
+                exported.program,
+                (),
+                dynamo=True,
+                verbose=False,
+                input_names=[f"{_BORDER}in_{index}" for index in range(len(inputs))],
+                output_names=[f"{_BORDER}out_{index}" for index in range(len(exported.outputs))],
+            )
+    except Exception as fault:  # the exporter wraps faults of its own and of its rewriters in many classes
+        raise LoweringError(f"torch.onnx.export: {type(fault).__name__}: {str(fault)[:2000]}") from fault
+    if made is None or made.exported_program is None:
+        raise LoweringError("torch.onnx.export made no graph")
+    graph = made.model_proto
+    _name_borders(graph, [spec.name for spec in inputs], [spec.name for spec in exported.outputs])
+    return graph, made.exported_program
+
+
+def _name_borders(graph: ModelProto, inputs: list[str], outputs: list[str]) -> None:
+    """Give inputs and outputs the names the user knows; a value inside that has one of these makes way."""
+    borders = {f"{_BORDER}in_{index}": name for index, name in enumerate(inputs)}
+    borders |= {f"{_BORDER}out_{index}": name for index, name in enumerate(outputs)}
+    taken = set(borders.values())
+    rename(graph.graph, lambda name: borders.get(name, f"{_BORDER}{name}" if name in taken else name))
