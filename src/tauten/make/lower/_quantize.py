@@ -9,9 +9,11 @@ import platform
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -29,6 +31,7 @@ from tauten.core.tensor import Arrays
 from tauten.errors import LoweringError
 from tauten.make.lower._compare import open_session, run_session
 from tauten.make.lower._embedding import quantize_embeddings
+from tauten.make.lower._grids import Decided
 from tauten.make.lower._int8 import computed_products, float_matrix_outputs, keep_names, report
 from tauten.make.lower._ranges import find_ranges
 from tauten.make.lower._samples import rows
@@ -52,6 +55,10 @@ DYNAMIC: Final = ("MatMul",)
 """What becomes int8 with ranges found at each call (Gemm is made a MatMul first). Convolutions are not: their dynamic
 kernel has one scale for all channels and is slower than the float one."""
 
+Placement = Literal["auto", "everything", "products"]
+"""Which values of a static plan become int8: ``everything`` that has an 8-bit kernel, or alone what ``products`` with a
+weight read. ``auto`` is products beside layer normalization, and everything elsewhere."""
+
 _BATCH: Final = 32  # calibration samples a call: enough for speed, few enough for memory
 _MEASURED: Final = 64  # samples that the signal-to-noise ratio is taken on
 _QUIETEST: Final = 200.0  # dB; stands for outputs that are the same to the bit
@@ -59,10 +66,31 @@ _NORMALIZES: Final = ("LayerNormalization", "SimplifiedLayerNormalization", "RMS
 _TYPES: Final = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
 
-def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: Context) -> tuple[ModelProto, Any]:
-    """The graph in int8, and notes: what runs in int8, what stayed float and why, and the signal-to-noise ratio.
+@dataclass(frozen=True)
+class Quantized:
+    """A graph whose plan is carried out.
 
-    ``graph`` is left as it was. Raises ``LoweringError`` where the quantizer fails or the answers are lost in noise.
+    ``notes`` say what runs in which precision, what stayed float and why, and the signal-to-noise ratio. ``four_bit``
+    names int8 weights whose values all lie in -8 to 7.
+    """
+
+    graph: ModelProto
+    notes: Mapping[str, Any]
+    four_bit: frozenset[str] = frozenset()
+
+
+def quantize(
+    graph: ModelProto,
+    model: Model,
+    plan: QuantizationPlan,
+    context: Context,
+    decided: Mapping[str, Decided] = MappingProxyType({}),
+    placement: Placement = "auto",
+) -> Quantized:
+    """The graph in the plan's precision.
+
+    ``decided`` is what layers have fixed already, by the names of their weights. ``graph`` is left as it was.
+    Raises ``LoweringError`` where the quantizer fails or the answers are lost in noise.
     """
     saturates, why = saturating_products()
     exits = count_exits(model.module)
@@ -71,7 +99,7 @@ def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: C
         with tempfile.TemporaryDirectory() as folder, _quiet():
             path = Path(folder) / "int8.onnx"
             if plan.method == "static":
-                _static(graph, path, plan, batches, saturates, decisions(graph.graph, exits))
+                _static(graph, path, plan, batches, saturates, decisions(graph.graph, exits), placement)
             else:
                 _dynamic(graph, path, plan, saturates)
             made = onnx.load(path)
@@ -88,7 +116,7 @@ def quantize(graph: ModelProto, model: Model, plan: QuantizationPlan, context: C
     keep_names(made.graph)
     notes |= report(made.graph, plan)
     notes["sqnr_db"] = _noise(graph, made, model, context)
-    return made, notes
+    return Quantized(made, notes)
 
 
 def saturating_products() -> tuple[bool, str]:
@@ -125,13 +153,16 @@ def _static(
     batches: list[Arrays],
     saturates: bool,
     in_float: list[str],
+    placement: Placement,
 ) -> None:
     options: dict[str, Any] = {
         "ActivationSymmetric": False,
         "WeightSymmetric": True,
     }
     kinds, excluded = list(STATIC), list(in_float)
-    if any(node.op_type in _NORMALIZES for node in graph.graph.node):
+    if placement == "auto" and any(node.op_type in _NORMALIZES for node in graph.graph.node):
+        placement = "products"
+    if placement == "products":
         kinds = list(PRODUCTS)
         options["OpTypesToExcludeOutputQuantization"] = kinds
         excluded += computed_products(graph.graph)

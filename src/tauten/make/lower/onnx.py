@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
 
 from tauten.artifact.manifest import Stage
 from tauten.core.target import Target
@@ -10,7 +11,7 @@ from tauten.core.tensor import Arrays
 from tauten.make.layers.early_exit import EarlyExits
 from tauten.make.lower._float import float_graph
 from tauten.make.lower._graph import clean, detach, owners
-from tauten.make.lower._quantize import quantize
+from tauten.make.lower._quantize import Placement, quantize
 from tauten.make.lower._stages import GRAPH_NAME, split
 from tauten.make.lower.lowering import DEFAULTS, Lowered, Lowering, Options
 from tauten.make.model.model import Model
@@ -20,16 +21,22 @@ __all__ = ["lower"]
 
 
 class Onnx(Lowering):
-    """ONNX as ONNX Runtime runs it best: the graph is compared with the module before it is quantized."""
+    """ONNX as ONNX Runtime runs it best: the graph is compared with the module before it is quantized.
+
+    ``placement`` says which values a static plan makes int8 (``_quantize.Placement``).
+    """
+
+    options: ClassVar[Mapping[str, tuple[str, ...]]] = {"placement": ("auto", "everything", "products")}
 
     def __call__(self, model: Model, target: Target, context: Context, options: Options = DEFAULTS) -> Lowered:
-        self.chosen(options)
+        placement = cast(Placement, self.chosen(options)["placement"])
         made = float_graph(model, context)
-        graph = made.model
+        graph, four_bit = made.model, frozenset[str]()
         notes: dict[str, Any] = {"largest_relative_difference": made.error}
         if model.quantization is not None:
             context.progress("quantize", 0.5)
-            graph, notes["quantization"] = quantize(graph, model, model.quantization, context)
+            quantized = quantize(graph, model, model.quantization, context, made.decided, placement)
+            graph, four_bit, notes["quantization"] = quantized.graph, quantized.four_bit, dict(quantized.notes)
             clean(graph, model.inputs, made.outputs)
         graphs, stages = [graph], tuple[Stage, ...]()
         if isinstance(model.module, EarlyExits):
@@ -49,8 +56,12 @@ class Onnx(Lowering):
             inputs=model.inputs,
             outputs=made.outputs,
             layers=owners(weights, modules),
+            four_bit=four_bit & weights.keys(),
             notes=notes,
         )
+
+    def choices(self, target: Target, quantized: bool) -> tuple[Options, ...]:
+        return (DEFAULTS, {"placement": "products"}) if quantized else (DEFAULTS,)
 
 
 lower = Onnx()
