@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,10 +46,10 @@ def read_task(reference: str, out: Path | None) -> tuple[Task, str, Path]:
 @contextmanager
 def watched(folder: Path) -> Iterator[LiveProgress]:
     """A progress line while a run goes; Ctrl-C and SIGTERM end it with a word on what is kept."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    with LiveProgress(console) as progress:
+    with LiveProgress(console) as progress, _interrupted_by_signals(progress):
         try:
             yield progress
+            progress.check()
         except KeyboardInterrupt:
             console.print(
                 f"Interrupted. {progress.finished} finished candidates are kept in {folder}: "
@@ -58,5 +59,30 @@ def watched(folder: Path) -> Iterator[LiveProgress]:
             raise
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interrupted_by_signals(progress: LiveProgress) -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise ``KeyboardInterrupt`` where the run is, and are remembered.
+
+    A callback, a ``__del__`` or a user's own ``except`` may swallow what is raised in it, so that ``progress`` raises
+    it again when it is next told of anything.
+    """
+
+    def interrupt(signum: int, frame: object) -> None:
+        progress.interrupted = True
+        raise KeyboardInterrupt
+
+    def unraisable(fault: sys.UnraisableHookArgs) -> None:
+        # Nothing is lost that the user should read of: the run ends at its next step.
+        if not (progress.interrupted and issubclass(fault.exc_type, KeyboardInterrupt)):
+            told_before(fault)
+
+    told_before, sys.unraisablehook = sys.unraisablehook, unraisable
+    # A command in the background of a shell ignores Ctrl-C, and goes on doing so.
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = told_before

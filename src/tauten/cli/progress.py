@@ -20,7 +20,8 @@ _MARKS = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 class LiveProgress:
     """An ``Observer`` that keeps one line up to date on a terminal, and prints each finding as a line that stays.
 
-    Where standard error is no terminal, only the findings and the stages are printed.
+    Where standard error is no terminal, only the findings and the stages are printed. Once ``interrupted`` is set,
+    whatever it is told next raises ``KeyboardInterrupt``.
     """
 
     def __init__(self, console: Console) -> None:
@@ -32,6 +33,7 @@ class LiveProgress:
         self._left = 0
         self._spent: list[float] = []
         self.finished = 0
+        self.interrupted = False
 
     def __enter__(self) -> LiveProgress:
         if self._console.is_terminal:
@@ -53,16 +55,24 @@ class LiveProgress:
             line.append(f", about {_clock(left)} left", "dim")
         return line
 
+    def check(self) -> None:
+        """``KeyboardInterrupt`` where one was asked for: code that was running then may have swallowed it."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
     def stage(self, text: str, left: int = 0) -> None:
+        self.check()
         self._stage, self._step, self._share, self._left = text, "", 0.0, left
         self._stage_started = time.monotonic()
         if not self._console.is_terminal:
             self._console.print(f"{text} …", style="dim")
 
     def step(self, text: str, share: float) -> None:
+        self.check()
         self._step, self._share = text, min(max(share, 0.0), 1.0)
 
     def found(self, entry: Entry, reused: bool) -> None:
+        self.check()
         self.finished += 1
         if not reused:
             self._spent.append(time.monotonic() - self._stage_started)
@@ -74,6 +84,7 @@ class LiveProgress:
         self._console.print(text + ("  [dim](from an earlier run)[/]" if reused else ""), soft_wrap=True)
 
     def refused(self, name: str, reason: str) -> None:
+        self.check()
         self._console.print(Text.assemble(("  " + name, "yellow"), f": not made: {reason}"), soft_wrap=True)
 
     def _time_left(self, now: float) -> float | None:

@@ -29,6 +29,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
     process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finished = out / "candidates" / "magnitude-0.5" / "manifest.json"
     wait_for(lambda: finished.is_file() and "drop_points" in finished.read_text(), process)
+    # Seconds remain: another candidate, and four artifacts to be timed side by side.
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

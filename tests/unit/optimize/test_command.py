@@ -55,11 +55,21 @@ def test_a_run_that_was_killed_goes_on_and_repeats_no_finished_candidate(tmp_pat
     assert not list(out.rglob("*.partial"))
 
 
+@pytest.fixture
+def long_recipes(recipes: Path) -> Path:
+    """The same, and minutes of training after them."""
+    train = [{"pass": "distill.recover", "epochs": 100_000}]
+    recipes.write_text(json.dumps([*json.loads(recipes.read_text()), {"name": "long", "passes": train}]))
+    return recipes
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_keeps_what_is_finished_and_says_so(sent: signal.Signals, tmp_path: Path, recipes: Path) -> None:
+def test_an_interrupt_keeps_what_is_finished_and_says_so(
+    sent: signal.Signals, tmp_path: Path, long_recipes: Path
+) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command("optimize", TASK, "--level", recipes, "--out", out, "--json"),
+        command("optimize", TASK, "--level", long_recipes, "--out", out, "--json"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -73,6 +83,51 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(sent: signal.Signals, t
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert finished.is_file()
+
+
+SWALLOWS = """
+import time
+from pathlib import Path
+
+import tauten
+from tests.unit.optimize import task as blobs
+
+ASLEEP = Path(__file__).with_name("asleep")
+
+
+def metric(outputs, labels):
+    try:
+        ASLEEP.touch()
+        time.sleep(60)
+    except BaseException:
+        pass
+    return 1.0
+
+
+def task():
+    return tauten.Task(
+        name="swallows", model=blobs.Net, inputs=blobs.task().inputs, metric=tauten.FunctionMetric(metric),
+        calibrate=blobs.batches(32, 1), validate=blobs.batches(32, 2),
+    )
+"""
+
+
+def test_an_interrupt_that_the_tasks_own_code_swallows_ends_the_run_all_the_same(tmp_path: Path, recipes: Path) -> None:
+    task = tmp_path / "swallows.py"
+    task.write_text(SWALLOWS)
+    process = subprocess.Popen(
+        command("optimize", f"{task}:task", "--level", recipes, "--out", tmp_path / "out", "--max-drop", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    wait_for((tmp_path / "asleep").is_file, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path: Path, recipes: Path) -> None:
