@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tauten.core.value import Value
 from tauten.errors import ConfigError
@@ -49,27 +50,69 @@ class Budget(Value):
 
 
 class Target(Value):
-    """The machine and engine a model is made for.
+    """The machine a model is made for, and the engines and precisions that it may use there.
 
-    ``threads`` are the engine's intra-op threads, ``batch`` the largest batch it will see in one call.
+    ``engine`` is the first of ``engines``; either says the other. ``threads`` are an engine's intra-op threads: those
+    that share one operation. ``inter_op`` threads run operations beside each other. ``affinity`` names the cores that
+    the threads are bound to, none for the system's choice. ``spinning`` threads wait for work without sleeping, which
+    in a server takes the core from the next instance. ``batch`` is the largest batch that comes in one call.
     """
 
     name: str
-    engine: str = "onnx"
+    engine: Annotated[str, Field(min_length=1)] = "onnx"
+    engines: tuple[Annotated[str, Field(min_length=1)], ...] = ("onnx",)
     device: Literal["cpu", "cuda"] = "cpu"
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    inter_op: Annotated[int, Field(ge=1, le=1024)] = 1
+    affinity: Annotated[tuple[Annotated[int, Field(ge=0, lt=65536)], ...], Field(max_length=1024)] = ()
+    spinning: bool = False
     batch: Annotated[int, Field(ge=1)] = 32
     precisions: tuple[Precision, ...] = ("float32", "int8")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _engines(cls, given: object) -> object:
+        """Let either of the two fields say the other."""
+        if not isinstance(given, Mapping):
+            return given
+        if "engine" in given and "engines" not in given:
+            return {**given, "engines": (given["engine"],)}
+        named = given.get("engines")
+        if "engine" not in given and isinstance(named, list | tuple) and named:
+            return {**given, "engine": named[0]}
+        return given
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.engines[:1] != (self.engine,) or len(set(self.engines)) < len(self.engines):
+            raise ValueError(
+                f"engines: expected different names, {self.engine!r} (the engine) first, got {list(self.engines)}"
+            )
+        if len(set(self.affinity)) < len(self.affinity):
+            raise ValueError(f"affinity: expected different cores, got {list(self.affinity)}")
+        return self
 
 
 PRESETS = {
     target.name: target
     for target in (
         # One thread an instance: a server scales by instances, and small models lose time to thread hand-offs.
-        Target(name="server-cpu"),
-        Target(name="gpu", device="cuda", precisions=("float32", "float16")),
-        Target(name="mobile", batch=1),
-        Target(name="iot", batch=1, precisions=("int8",)),
+        Target(
+            name="server-cpu",
+            engines=("onnx", "openvino", "inductor"),
+            precisions=("float32", "float16", "bfloat16", "int8", "int4"),
+        ),
+        Target(
+            name="gpu",
+            engines=("onnx", "inductor"),
+            device="cuda",
+            precisions=("float32", "float16", "bfloat16", "int8"),
+        ),
+        # ONNX Runtime comes with Tauten itself; ExecuTorch with an extra, so that it is measured where it is there.
+        Target(
+            name="mobile", engines=("onnx", "executorch"), batch=1, precisions=("float32", "float16", "int8", "int4")
+        ),
+        Target(name="iot", engines=("onnx", "executorch"), batch=1, precisions=("int8", "int4")),
     )
 }
 

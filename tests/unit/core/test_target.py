@@ -82,3 +82,22 @@ def test_an_unknown_target_says_which_there_are(tmp_path: Path) -> None:
 def test_a_target_that_cannot_be_is_refused(field: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match=next(iter(field))):
         Target(name="x", **field)
+
+
+def test_the_engine_is_the_first_of_the_engines_and_either_says_the_other() -> None:
+    assert Target(name="x").engines == ("onnx",)
+    assert Target(name="x", engine="eager").engines == ("eager",)
+    assert Target(name="x", engines=("openvino", "onnx")).engine == "openvino"
+    assert Target.from_json({"name": "x", "engine": "onnx", "engines": ["onnx", "openvino"]}).engine == "onnx"
+    for engines in ([], ["openvino", "onnx"], ["onnx", "onnx"]):
+        with pytest.raises(ConfigError, match="engines"):
+            Target(name="x", engine="onnx", engines=engines)
+
+
+def test_threads_are_set_as_a_server_wants_them() -> None:
+    for target in PRESETS.values():
+        assert (target.threads, target.inter_op, target.affinity, target.spinning) == (1, 1, (), False)
+    assert Target(name="x", affinity=[0, 2]).affinity == (0, 2)
+    for field in ({"affinity": [0, 0]}, {"affinity": [-1]}, {"inter_op": 0}, {"engines": [""]}):
+        with pytest.raises(ConfigError, match=next(iter(field))):
+            Target(name="x", **field)
