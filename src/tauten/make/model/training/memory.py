@@ -1,12 +1,15 @@
-"""The most memory that was in use."""
+"""The most memory that was in use, and giving back what nobody uses."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import re
 from pathlib import Path
 
 import torch
+from torch import nn
 
 _STATUS = Path("/proc/self/status")
 _REFS = Path("/proc/self/clear_refs")
@@ -27,8 +30,57 @@ class PeakMemory:
         """The peak so far, or ``None`` where the system does not tell."""
         if self._device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
-        try:
-            found = re.search(r"^VmHWM:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-        except OSError:
-            return None
-        return round(int(found[1]) / 1024, 1) if found else None
+        peak = _status_mib("VmHWM")
+        return None if peak is None else round(peak, 1)
+
+
+def resident_mib() -> float | None:
+    """The resident memory of this process now, or ``None`` where the system does not tell."""
+    return _status_mib("VmRSS")
+
+
+def give_back() -> None:
+    """What Python, the C library and PyTorch's cache on a GPU hold without using it goes back to the system."""
+    gc.collect()
+    trim()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def trim() -> None:
+    """The C library lets go of pages that were freed, which it keeps for the next time; without glibc, nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_weights(module: nn.Module) -> float:
+    """Let go of the module's parameters and buffers, and give the memory back; returns how many MiB they took.
+
+    For a module that has been lowered and is of no further use but for its structure: its tensors are then of the
+    ``meta`` device, with shapes and without numbers, so that it cannot be run. Where something else shares their
+    memory, such as an array of the lowered weights, that keeps it.
+    """
+    freed = 0
+    empty: dict[int, nn.Parameter] = {}  # one that is shared stays shared
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is None or parameter.is_meta:
+                continue
+            if id(parameter) not in empty:
+                freed += parameter.nbytes
+                empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+            part._parameters[name] = empty[id(parameter)]
+        for name, buffer in part._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                freed += buffer.nbytes
+                part._buffers[name] = buffer.to("meta")
+    give_back()
+    return freed / 2**20
+
+
+def _status_mib(what: str) -> float | None:
+    try:
+        found = re.search(rf"^{what}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) / 1024 if found else None

@@ -37,12 +37,13 @@ def channels_last(precision: Precision, trial: Callable[[], object], *modules: n
     where they are in the tensor, strides alone change. ``trial`` runs the modules on one batch; where it fails, as a
     ``view`` over channels does that wants them in rows, they are stored as they were and ``False`` is given.
     """
-    kernels = [kernel for module in modules for kernel in _kernels(module)] if precision != "float32" else []
+    kernels = [kernel for module in modules for kernel in kernels_of(module, dimensions=(2,))]
+    kernels = kernels if precision != "float32" else []
     if not kernels:
         yield False
         return
     strides = [kernel.stride() for kernel in kernels]
-    _store(kernels, torch.channels_last)
+    store_channels_last(kernels)
     worked = _runs(trial, modules)
     if not worked:
         _restore(kernels, strides)
@@ -53,10 +54,25 @@ def channels_last(precision: Precision, trial: Callable[[], object], *modules: n
             _restore(kernels, strides)
 
 
-def _kernels(module: nn.Module) -> list[nn.Parameter]:
-    layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
-    found = dict.fromkeys(layer.weight for layer in layers)  # one that is shared once
+def kernels_of(module: nn.Module, dimensions: tuple[int, ...] = (2, 3)) -> list[nn.Parameter]:
+    """Kernels of convolutions over so many dimensions that lie in rows, each once."""
+    kinds = {2: (nn.Conv2d, nn.ConvTranspose2d), 3: (nn.Conv3d, nn.ConvTranspose3d)}
+    wanted = tuple(kind for dimension in dimensions for kind in kinds[dimension])
+    found = dict.fromkeys(layer.weight for layer in module.modules() if isinstance(layer, wanted))
     return [kernel for kernel in found if isinstance(kernel, nn.Parameter) and kernel.is_contiguous()]
+
+
+def store_channels_last(kernels: list[nn.Parameter]) -> None:
+    """The same numbers, the channels of each place side by side."""
+    for kernel in kernels:
+        form = torch.channels_last if kernel.ndim == 4 else torch.channels_last_3d
+        kernel.data = kernel.data.contiguous(memory_format=form)
+
+
+def store_in_rows(kernels: list[nn.Parameter]) -> None:
+    """The same numbers, in the order of their dimensions."""
+    for kernel in kernels:
+        kernel.data = kernel.data.contiguous(memory_format=torch.contiguous_format)
 
 
 def _runs(trial: Callable[[], object], modules: tuple[nn.Module, ...]) -> bool:
@@ -66,11 +82,6 @@ def _runs(trial: Callable[[], object], modules: tuple[nn.Module, ...]) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _store(kernels: list[nn.Parameter], form: torch.memory_format) -> None:
-    for kernel in kernels:
-        kernel.data = kernel.data.contiguous(memory_format=form)
 
 
 def _restore(kernels: list[nn.Parameter], strides: list[tuple[int, ...]]) -> None:
