@@ -1,0 +1,219 @@
+"""Tauten's pick against the tools of the field: five models, batch 1 and 16, one thread and two, in turn.
+
+Every contender has a process of its own, so that no runtime's threads or settings reach another. They are loaded
+together and take turns, a slot each a round; a ratio is taken within a round. Fidelity is told beside each speed:
+signal to quantization noise against PyTorch fp32, on samples that no quantizer and no choice has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from bench._latency_models import CACHE, MODELS, subject
+from bench._ours import OURS, sqnr_db
+from bench._peers import PEERS
+from bench._results import RESULTS, write
+
+COMMAND = "python -m bench.latency"
+CELLS = [(threads, batch) for threads in (1, 2) for batch in (1, 16)]
+ROUNDS = 12
+SLOT_S = 0.12
+REST_S = 0.02
+"""Between two slots, so that threads which spin for a while after their work are at rest."""
+YARDSTICK = "PyTorch eager"
+PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "torchao", "transformers", "numpy")
+
+
+class Child:
+    """A contender's process."""
+
+    def __init__(self, model: str, name: str, folder: Path) -> None:
+        self.name = name
+        folder.mkdir(parents=True)
+        self._log = (folder / "log").open("wb")
+        command = [sys.executable, "-m", "bench._contender", model, name, str(folder)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        self.fault = ""
+
+    def ask(self, do: str, **more: object) -> dict[str, Any]:
+        """The reply; one with ``error`` is kept as ``fault``."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps({"do": do, **more}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        reply: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in reply:
+            self.fault = f"{do}: {reply['error']}"
+            print(f"  {self.name}: {self.fault}", flush=True)
+        return reply
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+
+def compare(model: str, folder: Path) -> dict[str, Any]:
+    """All rows of a model, and what preparing cost each contender."""
+    module = subject(model)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(Child(model, name, folder / f"{index}")) for index, name in enumerate([*PEERS, OURS])
+        ]
+        prepared: dict[str, Any] = {}
+        for child in children:
+            reply = child.ask("prepare")
+            prepared[child.name] = {key: round(value, 1) for key, value in reply.items() if key != "error"}
+            print(f"{model}: {child.name} prepared: {reply}", flush=True)
+        rows = [_cell(model, children, threads, batch, folder) for threads, batch in CELLS]
+    faults = {child.name: child.fault for child in children if child.fault}
+    return {"rows": rows, "prepared": prepared, "faults": faults, "classes": module.classes}
+
+
+def _cell(model: str, children: list[Child], threads: int, batch: int, folder: Path) -> dict[str, Any]:
+    peers = [child for child in children if child.name != OURS and not child.fault]
+    ours = next(child for child in children if child.name == OURS)
+    for child in peers:
+        child.ask("load", threads=threads, batch=batch)
+    peers = [child for child in peers if not child.fault]
+    # The floor of what ours may lose is what the fastest peer loses, seen on the samples that choices are made on.
+    first = {child.name: child.ask("time", seconds=SLOT_S)["ms"] for child in peers}
+    fastest = min(first, key=lambda name: first[name])
+    validated = _fidelity(peers, "validate", folder)
+    picked = ours.ask("load", threads=threads, batch=batch, floor_db=validated[fastest]["sqnr_db"])
+    everyone = [*peers, ours]
+    times: dict[str, list[float]] = {child.name: [] for child in everyone}
+    for index in range(ROUNDS):
+        turn = everyone[index % len(everyone) :] + everyone[: index % len(everyone)]
+        for child in turn:
+            time.sleep(REST_S)
+            times[child.name].append(child.ask("time", seconds=SLOT_S)["ms"])
+    fidelity = _fidelity(everyone, "judge", folder)
+    best = min((child.name for child in peers), key=lambda name: median(times[name]))
+    ratios = [peer / mine for peer, mine in zip(times[best], times[OURS], strict=True)]
+    row = {
+        "model": model,
+        "batch": batch,
+        "threads": threads,
+        "ours": picked["what"]["name"],
+        "ours_threads": picked["what"]["threads"],
+        "ours_bytes": picked["what"]["bytes"],
+        "ours_ms": median(times[OURS]),
+        "best_peer": best,
+        "best_peer_ms": median(times[best]),
+        "ratio": median(ratios),
+        "ratio_low": _quantile(ratios, 0.1),
+        "ratio_high": _quantile(ratios, 0.9),
+        "fidelity_ours_db": fidelity[OURS]["sqnr_db"],
+        "fidelity_peer_db": fidelity[best]["sqnr_db"],
+        "agreement_ours": fidelity[OURS]["agreement"],
+        "agreement_peer": fidelity[best]["agreement"],
+        "all": {
+            child.name: {
+                "ms": median(times[child.name]),
+                "over_eager": median(e / t for e, t in zip(times[YARDSTICK], times[child.name], strict=True)),
+                **fidelity[child.name],
+            }
+            for child in everyone
+        },
+        "tried": picked["tried"],
+    }
+    spread = f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+    print(
+        f"{model} threads {threads} batch {batch}: {row['ours']} {row['ours_ms']:.3f} ms, {best} "
+        f"{row['best_peer_ms']:.3f} ms, ratio {spread}, "
+        f"{row['fidelity_ours_db']:.1f} against {row['fidelity_peer_db']:.1f} dB",
+        flush=True,
+    )
+    return row
+
+
+def _fidelity(children: list[Child], split: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Signal to noise in dB against PyTorch fp32, and in percent how often the first place is the same."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for child in children:
+        path = folder / "answers.npy"
+        child.ask("answer", split=split, path=str(path))
+        found[child.name] = np.load(path)
+    right = found[YARDSTICK]
+    return {
+        name: {"sqnr_db": round(sqnr_db(right, came), 2), "agreement": round(_agreement(right, came), 2)}
+        for name, came in found.items()
+    }
+
+
+def _agreement(right: np.ndarray[Any, Any], came: np.ndarray[Any, Any]) -> float:
+    """Of classifiers, how often both put the same class first; of embeddings, how often both have the same nearest."""
+    if right.shape[-1] <= 16:
+        return float((right.argmax(-1) == came.argmax(-1)).mean() * 100)
+    nearest = [_nearest(array) for array in (right, came)]
+    return float((nearest[0] == nearest[1]).mean() * 100)
+
+
+def _nearest(embeddings: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    likeness = embeddings @ embeddings.T
+    np.fill_diagonal(likeness, -np.inf)
+    return likeness.argmax(1)
+
+
+def _quantile(values: list[float], share: float) -> float:
+    return float(np.quantile(values, share))
+
+
+def main() -> None:
+    found: dict[str, Any] = {}
+    for model in sys.argv[1:] or MODELS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[model] = compare(model, Path(folder))
+        (CACHE / f"latency-{model}.json").write_text(json.dumps(found[model]))
+    collect()
+
+
+def collect() -> None:
+    """The figures file, from what the models' runs left."""
+    found = {model: json.loads((CACHE / f"latency-{model}.json").read_text()) for model in MODELS}
+    rows = [{**row} for model in MODELS for row in found[model]["rows"]]
+    qat = json.loads((RESULTS / "qat.json").read_text())["figures"]
+    figures = {
+        "rows": rows,
+        "qat4": {key: qat[key] for key in ("mnist_drop_points", "harder_drop_points")},
+        "prepared": {model: found[model]["prepared"] for model in MODELS},
+        "faults": {model: found[model]["faults"] for model in MODELS},
+        "packages": {name: _version(name) for name in PACKAGES},
+        "processor": platform.processor() or platform.machine(),
+    }
+    write("latency", COMMAND, [0], figures)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+if __name__ == "__main__":
+    main()
