@@ -12,11 +12,14 @@ from onnx import ModelProto
 
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import LoweringError
+from tauten.make.lower._attention import plain_attention
 from tauten.make.lower._compare import check_same
 from tauten.make.lower._export import Exported, export, quiet
 from tauten.make.lower._graph import clean, rename, unwrap
 from tauten.make.lower._grids import Decided, materialize
+from tauten.make.lower._masks import plain_masks
 from tauten.make.lower._rewrite import name_transposed, pool_means
+from tauten.make.lower._rows import needed_rows
 from tauten.make.lower._samples import rows
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
@@ -58,6 +61,9 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
     clean(graph, model.inputs, exported.outputs)
     unwrap(graph.graph)
     pool_means(graph)
+    plain_masks(graph)
+    plain_attention(graph)
+    needed_rows(graph)
     name_transposed(graph.graph, model.module.state_dict())
     context.progress("compare", 0.4)
     sample = next(islice(rows(data, model.inputs, batch=_COMPARED), 1))
