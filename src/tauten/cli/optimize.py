@@ -40,6 +40,12 @@ def command(
     strategy: Annotated[
         str, typer.Option(help="What to try: listed, the level's recipes; adapt, cuts by measured latency.")
     ] = "listed",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="One of the target's engines, by default its first; auto measures those installed and keeps the best."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result. Default: build/ and the task's name.")
     ] = None,
@@ -63,40 +69,40 @@ def command(
     }
     budget = None if all(limit is None for limit in limits.values()) else Budget(**limits)
     need_torch("optimize")
-    from tauten.make.search.levels import find_level
+    from tauten.make.search.levels import LEVELS, find_level
 
-    recipes = find_level(level, chosen.engine)
+    recipes = find_level(level, chosen.lowering(engine))
     if dry_run:
         emit([recipe.to_json() for recipe in recipes], as_json, lambda page: _show_recipes(page, recipes))
         return
-    _run(task, chosen, budget, level, strategy, out, seed, as_json)
+    _run(task, chosen, budget, level if level in LEVELS else recipes, strategy, engine, out, seed, as_json)
 
 
 def _run(
     reference: str,
     target: Target,
     budget: Budget | None,
-    level: str,
+    level: str | tuple[Recipe, ...],
     strategy: str,
+    engine: str | None,
     out: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
     from tauten.cli.tables import show_result
-    from tauten.make.search.levels import LEVELS, find_level
     from tauten.make.search.optimize import optimize
 
     task, origin, folder = read_task(reference, out)
-    recipes = level if level in LEVELS else find_level(level, target.engine)
     with watched(folder) as progress:
         result = optimize(
             task,
             target,
             budget,
-            recipes,
+            level,
             out=folder,
             seed=seed,
             strategy=strategy,
+            engine=engine,
             observer=progress,
             origin=origin,
         )
@@ -112,4 +118,5 @@ def _show_recipes(page: Console, recipes: tuple[Recipe, ...]) -> None:
             f"{step.name}({', '.join(f'{key}={value!r}' for key, value in step.to_json().items() if key != 'pass')})"
             for step in recipe.passes
         ]
-        page.print(f"{recipe.name}: {' → '.join([*steps, f'lower to {recipe.lowering}'])}", soft_wrap=True)
+        told = " ".join((recipe.lowering, *(f"{name}={value}" for name, value in recipe.options.items())))
+        page.print(f"{recipe.name}: {' → '.join([*steps, f'lower to {told}'])}", soft_wrap=True)

@@ -13,6 +13,9 @@ from pydantic import Field, field_validator, model_validator
 from tauten.core.value import Value
 from tauten.errors import ConfigError
 
+AUTO = "auto"
+"""In place of an engine's name: the one that measures best."""
+
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -91,6 +94,17 @@ class Target(Value):
         if len(set(self.affinity)) < len(self.affinity):
             raise ValueError(f"affinity: expected different cores, got {list(self.affinity)}")
         return self
+
+    def lowering(self, engine: str | None) -> str:
+        """What recipes that name no engine are lowered for: ``engine``, by default the first; ``auto`` as it is.
+
+        Raises ``ConfigError`` for one that the target does not have.
+        """
+        if engine and engine not in (AUTO, *self.engines):
+            raise ConfigError(
+                f"engine: expected {AUTO} or one of target {self.name} ({', '.join(self.engines)}), got {engine!r}"
+            )
+        return engine or self.engine
 
 
 PRESETS = {

@@ -262,3 +262,37 @@ def test_half_a_point_is_no_default_where_a_point_is_not_a_percent(tmp_path: Pat
         with pytest.raises(tauten.ConfigError, match="budget: expected a limit"):
             optimize(replace(task(), metric=metric), level=[INT8], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_engines_are_raced_and_recipes_that_name_none_run_on_the_winner(tmp_path: Path) -> None:
+    target = tauten.Target(name="here", engines=("onnx", "eager", "abacus"))
+    level = [Recipe("fp32", lowering="auto"), replace(INT8, lowering="auto"), Recipe("pinned", lowering="eager")]
+    budget = tauten.Budget(max_drop=5)
+    result = optimize(task(), target, budget, level=level, engine="auto", out=tmp_path)
+    by = {(row.engine, row.precision): row for row in result.engines if not row.options}
+    assert by["onnx", "float32"].latency
+    assert by["eager", "float32"].latency
+    assert "runs in float" in by["eager", "int8"].reason
+    assert by["eager", "int8"].latency is None
+    assert not by["abacus", None].installed
+    for precision in ("float32", "int8"):
+        assert [row.chosen for row in result.engines if row.precision == precision].count(True) == 1
+    chosen = {row.precision: row for row in result.engines if row.chosen}
+    entries = {entry.name: entry for entry in result.candidates}
+    assert entries["fp32"].recipe["lowering"] == chosen["float32"].engine
+    assert entries["int8"].recipe["lowering"] == chosen["int8"].engine == "onnx"
+    assert entries["int8"].recipe.get("options", {}) == chosen["int8"].options
+    assert entries["pinned"].recipe["lowering"] == "eager"
+    assert result.best is not None
+    assert result.engine_baseline.recipe["lowering"] == result.best.recipe["lowering"]
+    assert read_artifact(tmp_path / "candidates/fp32").manifest.recipe["name"] == "fp32"
+    again = Watcher()
+    repeated = optimize(task(), target, budget, level=level, engine="auto", out=tmp_path, observer=again)
+    assert repeated.engines == result.engines
+    assert again.made == [("fp32", True), ("int8", True), ("pinned", True)]
+
+
+def test_an_engine_that_the_target_lacks_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(tauten.errors.ConfigError, match=r"expected auto or one of target server-cpu \(onnx, "):
+        optimize(task(), engine="abacus", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tauten.artifact.read import Artifact
 from tauten.core.record import Record
-from tauten.core.target import Target
+from tauten.core.target import Precision, Target
 from tauten.errors import RecipeError
 from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
@@ -37,10 +37,9 @@ class CandidateBuilder:
         if recipe.trains and not task.has("train"):
             names = [step.name for step in recipe.passes if step.trains]
             raise RecipeError(f"{', '.join(names)} trains, but the task has no train data")
-        quantizes = any(QUANTIZED in step.gives for step in recipe.passes)
-        precision = "int8" if quantizes else "float32"
-        if precision not in self._target.precisions:
-            raise RecipeError(f"runs in {precision}, and target {self._target.name} has {self._target.precisions}")
+        for precision in _precisions(recipe):
+            if precision not in self._target.precisions:
+                raise RecipeError(f"runs in {precision}, and target {self._target.name} has {self._target.precisions}")
 
     def make(self, recipe: Recipe, path: Path, key: str) -> Artifact:
         """Apply the passes, lower, and write the artifact to ``path``."""
@@ -81,3 +80,13 @@ class CandidateBuilder:
             while len(self._made) > _KEPT:
                 self._made.popitem(last=False)
         return model
+
+
+def _precisions(recipe: Recipe) -> tuple[Precision, ...]:
+    """What the target has to have: the precision that the recipe brings the model to, and those of other layers."""
+    for step in recipe.passes:
+        if QUANTIZED in step.gives:
+            bits: dict[int, Precision] = {16: getattr(step, "half", "float16"), 8: "int8", 4: "int4"}
+            others = [precision for _, precision in getattr(step, "layers", ())]
+            return tuple(dict.fromkeys((bits[getattr(step, "bits", 8)], *others)))
+    return ("float32",)

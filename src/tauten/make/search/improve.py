@@ -8,6 +8,7 @@ import numpy as np
 
 from tauten.core.measure import Measure
 from tauten.make.search.result import Entry, Improvement
+from tauten.run.measure.session import Timing
 
 _WORDS = {
     "size_bytes": ("smaller", "larger"),
@@ -48,6 +49,15 @@ def improvements(
             text=_text(name, ratio),
         )
     return found
+
+
+def faster(ours: Timing, theirs: Timing) -> Improvement:
+    """The p50 latency of one against another that was timed in the same rounds."""
+    key = "latency_p50_ms"
+    mine, other = (
+        Entry(name="", recipe={}, artifact="", measures={key: timing.measures[key]}) for timing in (ours, theirs)
+    )
+    return improvements(mine, other, ours.rounds_p50_ms, theirs.rounds_p50_ms)[key]
 
 
 def _names(entry: Entry) -> list[str]:

@@ -19,11 +19,15 @@ LEVELS = ("low", "medium", "high")
 BASELINE = "baseline"
 ENGINE_BASELINE = "engine_baseline"
 """The names of the untouched model's artifacts, which no recipe may have."""
+RACE = "race-"
+"""What the names of the untouched model's artifacts begin with where engines are measured."""
 MAX_FILE_BYTES = 2**20
 
 
 def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[Recipe, ...]:
     """The recipes of a level by name, of a JSON file, or those given.
+
+    ``lowering`` is that of a level's recipes, and of those of a file that name none.
 
     Raises ``RecipeError`` for an unknown level, a file that is no recipe list, or two recipes of one name.
     """
@@ -32,20 +36,20 @@ def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[R
     elif level in LEVELS:
         recipes = tuple(_named(level, lowering))
     elif level.endswith(".json"):
-        recipes = _read(Path(level))
+        recipes = _read(Path(level), lowering)
     else:
         raise RecipeError(f"no level named {level!r}: use one of {', '.join(LEVELS)}, or a .json file of recipes")
     names = [recipe.name for recipe in recipes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
         raise RecipeError(f"expected recipes of different names, got {twice or 'none'}")
-    taken = sorted({BASELINE, ENGINE_BASELINE} & set(names))
+    taken = sorted(name for name in names if name == BASELINE or name.startswith((ENGINE_BASELINE, RACE)))
     if taken:
         raise RecipeError(f"{taken}: the untouched model has this name; give the recipe another")
     return recipes
 
 
-def _read(path: Path) -> tuple[Recipe, ...]:
+def _read(path: Path, lowering: str) -> tuple[Recipe, ...]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise RecipeError(f"{path}: expected at most {MAX_FILE_BYTES} bytes of recipes")
@@ -54,7 +58,8 @@ def _read(path: Path) -> tuple[Recipe, ...]:
         raise RecipeError(f"{path}: expected a JSON list of recipes: {fault}") from None
     if not isinstance(document, list):
         raise RecipeError(f"{path}: expected a JSON list of recipes, got {type(document).__name__}")
-    return tuple(Recipe.from_json(recipe) for recipe in document)
+    named = [{"lowering": lowering, **recipe} if isinstance(recipe, dict) else recipe for recipe in document]
+    return tuple(Recipe.from_json(recipe) for recipe in named)
 
 
 def _named(level: str, lowering: str) -> Iterable[Recipe]:

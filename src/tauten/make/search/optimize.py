@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 from tauten.artifact.layers import masks
 from tauten.artifact.read import Artifact
 from tauten.artifact.write import copy_artifact
 from tauten.core.environment import environment
-from tauten.core.target import Budget, Target
+from tauten.core.target import AUTO, Budget, Target
 from tauten.errors import ConfigError, TautenError
 from tauten.make.model.task import Task
 from tauten.make.search.budget import choose, judge, nearest
@@ -23,8 +22,9 @@ from tauten.make.search.improve import improvements
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, find_level
 from tauten.make.search.observe import Observer
 from tauten.make.search.pareto import front
+from tauten.make.search.race import best_float, race
 from tauten.make.search.recipe import Recipe
-from tauten.make.search.result import Entry, OnTest, Refused, Result
+from tauten.make.search.result import EngineTried, Entry, Improvement, OnTest, Refused, Result
 from tauten.make.search.strategies import STRATEGIES
 from tauten.make.search.strategies._strategy import Strategy, Trial
 from tauten.make.search.workshop import Order, Workshop
@@ -45,6 +45,7 @@ def optimize(
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     strategy: str = "listed",
+    engine: str | None = None,
     sampling: Sampling = DEFAULT_SAMPLING,
     observer: Observer | None = None,
     origin: str = "",
@@ -54,8 +55,9 @@ def optimize(
     Everything goes to the folder ``out`` (default ``build/<task name>``): ``result.json``, ``report.html``, ``best/``
     and ``candidates/``. Finished candidates of an earlier run on the same task, target and seed are taken as they are,
     so a run that was interrupted goes on where it stopped. ``strategy`` says what is tried: ``listed``, all recipes of
-    the level; ``adapt``, cuts by measured latency in place of the level's ratios (``Adaptation``). ``origin`` is the
-    text that the task was read from, ``sampling`` how long to measure.
+    the level; ``adapt``, cuts by measured latency in place of the level's ratios (``Adaptation``). ``engine`` is one of
+    the target's, by default its first; with ``auto`` those that are installed are measured, and the fastest is used
+    for recipes that name none. ``origin`` is the text that the task was read from, ``sampling`` how long to measure.
 
     Without a budget, at most 0.5 points may be lost; that has a meaning for metrics in percent alone, so that
     ``ConfigError`` asks for a budget where the metric is another.
@@ -63,14 +65,14 @@ def optimize(
     Returns a result whose ``met`` says whether anything holds the budget; where nothing does there is no ``best``.
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
     """
-    order = Order.of(task, target, seed, sampling, observer, origin)
+    order = Order.of(task, target, seed, sampling, observer, origin, engine)
     run = _Run(
         order=order,
         budget=budget or _default_budget(task),
         level=level if isinstance(level, str) else "custom",
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
     )
-    recipes = find_level(level, order.target.engine)
+    recipes = find_level(level, order.target.lowering(engine))
     if strategy not in STRATEGIES.names():
         raise ConfigError(f"strategy: expected one of {', '.join(STRATEGIES.names())}, got {strategy!r}")
     search = STRATEGIES.get(strategy)(recipes, seed, run.budget)
@@ -99,15 +101,18 @@ class _Run:
 
     def go(self, search: Strategy) -> Result:
         shop = Workshop(self.order, self.workspace, search.left)
+        engines = race(shop) if self.order.engine == AUTO else ()
         made, refused = self._search(search, shop)
-        everything, timings = shop.measure({**shop.baselines, **made})
+        untouched = self._untouched(shop, engines, made)
+        everything, timings = shop.measure({BASELINE: shop.baseline, **untouched, **made})
         entries = {name: judge(self.budget, shop.entry(name, artifact)) for name, artifact in everything.items()}
         candidates = [entry for name, entry in entries.items() if name in made]
         chosen = choose(self.budget, candidates, entries[BASELINE])
-        test = self._test(chosen, everything, shop.evaluator) if chosen else None
+        close = self._nearest(chosen, candidates)
+        shown = (chosen.name,) if chosen else close
+        beside = _beside(shown[0] if shown else None, untouched, everything)
+        test = self._test(chosen, beside, everything, shop.evaluator) if chosen else None
         met = chosen is not None and self._confirmed(test)
-        close = () if met else self._nearest(chosen, candidates)
-        shown = (chosen.name,) if chosen and met else close
         self.workspace.withdraw()
         result = Result(
             task=self.order.task.name,
@@ -120,15 +125,16 @@ class _Run:
             quality_on=shop.evaluator.split,
             metric=shop.metric(),
             baseline=entries[BASELINE],
-            engine_baseline=entries[ENGINE_BASELINE],
+            engine_baseline=entries[beside].model_copy(update={"name": ENGINE_BASELINE}),
             best=self._deliver(everything[chosen.name], chosen) if chosen and met else None,
             candidates=tuple(candidates),
-            nearest=close,
+            nearest=() if met else close,
             front=tuple(entry.name for entry in front(candidates)),
             refused=tuple(refused),
-            improvements=_improve(chosen, entries, timings) if chosen and met else {},
+            improvements=_improve(chosen, beside, entries, timings) if chosen and met else {},
             test=test,
             masks=masks(everything[shown[0]]) if shown else (),
+            engines=engines,
             caveats=shop.caveats(),
             environment=environment(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -148,7 +154,8 @@ class _Run:
             try:
                 artifact, reused = shop.make(asked, search.left)
             except TautenError as fault:
-                refused.append(Refused(name=asked.name, recipe=asked.to_json(), error=str(fault)))
+                recipe = shop.on_way(asked).to_json()
+                refused.append(Refused(name=asked.name, recipe=recipe, error=str(fault)))
                 self.order.observer.refused(asked.name, str(fault))
                 search.tell(asked, None)
                 continue
@@ -158,12 +165,27 @@ class _Run:
             search.tell(asked, entry)
         return made, refused
 
-    def _test(self, chosen: Entry, artifacts: Mapping[str, Artifact], evaluator: QualityEvaluator) -> OnTest | None:
+    def _untouched(
+        self, shop: Workshop, engines: Sequence[EngineTried], made: Mapping[str, Artifact]
+    ) -> dict[str, Artifact]:
+        """The untouched model on each engine that candidates run on, by name."""
+        found = {}
+        for engine in dict.fromkeys(artifact.manifest.engine for artifact in made.values()):
+            try:
+                artifact = shop.untouched(best_float(engines, engine))
+                found[artifact.path.name] = artifact
+            except TautenError as fault:
+                self.order.observer.refused(f"{ENGINE_BASELINE}-{engine}", str(fault))
+        return found or {ENGINE_BASELINE: shop.engine_baseline}
+
+    def _test(
+        self, chosen: Entry, beside: str, artifacts: Mapping[str, Artifact], evaluator: QualityEvaluator
+    ) -> OnTest | None:
         """The test set, looked at once."""
         if not self.order.task.has("test"):
             return None
         self.order.observer.stage("look at the test set")
-        names = (BASELINE, ENGINE_BASELINE, chosen.name)
+        names = (BASELINE, beside, chosen.name)
         first, second, third = (evaluator.quality(artifacts[name], "test") for name in names)
         return OnTest(
             baseline=first.measure,
@@ -207,8 +229,18 @@ class _Run:
         draw_result(result.to_json(), self.workspace.pictures)
 
 
-def _improve(best: Entry, entries: Mapping[str, Entry], timings: Mapping[str, Timing]) -> dict[str, Any]:
+def _beside(name: str | None, untouched: Mapping[str, Artifact], everything: Mapping[str, Artifact]) -> str:
+    """Which of ``untouched`` runs on the engine of the candidate of that name; the first where none does."""
+    engine = everything[name].manifest.engine if name else ""
+    names = [other for other, artifact in untouched.items() if artifact.manifest.engine == engine]
+    return (names or [*untouched])[0]
+
+
+def _improve(
+    best: Entry, beside: str, entries: Mapping[str, Entry], timings: Mapping[str, Timing]
+) -> dict[str, dict[str, Improvement]]:
+    """The best against PyTorch eager, and against the untouched model on its engine, which is the one ``beside`` it."""
     return {
-        name: improvements(best, entries[name], timings[best.name].rounds_p50_ms, timings[name].rounds_p50_ms)
-        for name in (BASELINE, ENGINE_BASELINE)
+        which: improvements(best, entries[name], timings[best.name].rounds_p50_ms, timings[name].rounds_p50_ms)
+        for which, name in ((BASELINE, BASELINE), (ENGINE_BASELINE, beside))
     }

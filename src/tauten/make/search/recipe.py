@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from tauten.core.target import AUTO
 from tauten.errors import PluginError, RecipeError
 from tauten.make.lower import LOWERINGS
-from tauten.make.model.model import FLOAT_WEIGHTS
+from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED
 from tauten.make.model.pass_ import Pass
 from tauten.make.passes import PASSES
 
@@ -17,8 +18,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
+class Way:
+    """An engine, and the options of its lowering."""
+
+    engine: str
+    options: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Passes in order and a lowering, with its options.
+    """Passes in order and a lowering, with its options; ``auto`` leaves both to the run.
 
     Its order is checked here, by the facts that each pass needs, gives and drops, before any compute is spent;
     ``RecipeError`` says which pass lacks what, and which earlier one took it.
@@ -35,12 +44,7 @@ class Recipe:
                 "name: expected at most 100 letters, digits, '-', '_' and '.', a letter or digit first, "
                 f"got {self.name!r}"
             )
-        if self.lowering not in LOWERINGS.names():
-            raise RecipeError(f"{self.name}: no lowering {self.lowering!r}; there are {', '.join(LOWERINGS.names())}")
-        try:
-            LOWERINGS.get(self.lowering).chosen(self.options)
-        except RecipeError as fault:
-            raise RecipeError(f"{self.name}: {self.lowering}: {fault}") from None
+        self._check_lowering()
         facts = {FLOAT_WEIGHTS}
         taken: dict[str, str] = {}
         for step in self.passes:
@@ -50,10 +54,33 @@ class Recipe:
             facts = (facts - step.drops) | step.gives
             taken.update(dict.fromkeys(step.drops, step.name))
 
+    def _check_lowering(self) -> None:
+        if self.lowering == AUTO:
+            if self.options:
+                raise RecipeError(f"{self.name}: options {dict(self.options)} need a lowering that is named")
+            return
+        if self.lowering not in LOWERINGS.names():
+            raise RecipeError(
+                f"{self.name}: no lowering {self.lowering!r}; there are {', '.join([AUTO, *LOWERINGS.names()])}"
+            )
+        try:
+            LOWERINGS.get(self.lowering).chosen(self.options)
+        except RecipeError as fault:
+            raise RecipeError(f"{self.name}: {self.lowering}: {fault}") from None
+
     @property
     def trains(self) -> bool:
         """Whether a pass of it needs training data."""
         return any(step.trains for step in self.passes)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether a pass of it quantizes."""
+        return any(QUANTIZED in step.gives for step in self.passes)
+
+    def on(self, way: Way) -> Recipe:
+        """The same recipe lowered that way, where it leaves its engine to the run."""
+        return replace(self, lowering=way.engine, options=way.options) if self.lowering == AUTO else self
 
     def to_json(self) -> dict[str, Any]:
         """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``, and ``"options"`` where there are any."""

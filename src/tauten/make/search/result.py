@@ -40,6 +40,24 @@ class Entry(Value):
         return found
 
 
+class EngineTried(Value):
+    """One engine, with one choice of options, for the untouched model in float or in eight bits.
+
+    ``installed`` says whether it could be asked at all; where not, ``extra`` brings it. ``latency`` is p50 at batch 1,
+    of one session with all others. ``reason`` says why it was ``chosen``, or was not.
+    """
+
+    engine: str
+    precision: Literal["float32", "int8"] | None = None
+    options: dict[str, str] = {}
+    installed: bool = True
+    extra: str = ""
+    latency: Measure | None = None
+    drop: Measure | None = None
+    chosen: bool = False
+    reason: str = ""
+
+
 class Improvement(Value):
     """The best against a baseline in one measure. ``ratio`` above 1 is better, whichever way is better."""
 
@@ -70,7 +88,12 @@ class OnTest(Value):
 
 
 class Result(Value):
-    """Everything a run found. ``masks`` are those of the best candidate, or of the nearest."""
+    """Everything a run found.
+
+    ``engine_baseline`` is the untouched model on the engine of the best candidate, or of the nearest. ``masks`` are
+    those of the best candidate, or of the nearest. ``engines`` holds what was measured of engines, where the run was
+    to choose among them.
+    """
 
     schema_version: Literal[1] = 1
     task: str
@@ -92,6 +115,7 @@ class Result(Value):
     improvements: dict[str, dict[str, Improvement]] = {}
     test: OnTest | None = None
     masks: tuple[Mask, ...] = ()
+    engines: tuple[EngineTried, ...] = ()
     caveats: tuple[str, ...] = ()
     environment: dict[str, str]
     created: str

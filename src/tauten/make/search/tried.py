@@ -1,10 +1,10 @@
-"""What the timing of a trial found, kept so that a run which goes on need not time it again."""
+"""What timing found outside the last session, kept so that a run which goes on need not time it again."""
 
 from __future__ import annotations
 
 from tauten.core.measure import Measure
 from tauten.core.value import Value
-from tauten.make.search.result import Improvement
+from tauten.make.search.result import EngineTried, Improvement
 
 
 class Tried(Value):
@@ -17,3 +17,9 @@ class Tried(Value):
     def latencies(self) -> dict[str, Measure]:
         """The latencies by key."""
         return {key: measure for key, measure in self.measures.items() if key.startswith("latency")}
+
+
+class Raced(Value):
+    """What the measurement of engines found."""
+
+    engines: tuple[EngineTried, ...]

@@ -12,9 +12,9 @@ import torch
 
 from tauten.artifact.layers import layers
 from tauten.artifact.read import Artifact
-from tauten.artifact.write import WhatSize, write_measures
+from tauten.artifact.write import WhatSize, write_artifact, write_measures
 from tauten.core.measure import Measure
-from tauten.core.target import Target, find_target
+from tauten.core.target import AUTO, Target, find_target
 from tauten.errors import ConfigError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import to_model
@@ -24,10 +24,11 @@ from tauten.make.model.task import Task
 from tauten.make.search.builder import CandidateBuilder
 from tauten.make.search.evaluator import QualityEvaluator, Sampling, time_together, weigh
 from tauten.make.search.identity import identify_candidate, identify_task
-from tauten.make.search.improve import improvements
+from tauten.make.search.improve import faster
+from tauten.make.search.installed import missing
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE
 from tauten.make.search.observe import Observer, Silent
-from tauten.make.search.recipe import Recipe
+from tauten.make.search.recipe import Recipe, Way
 from tauten.make.search.result import Entry, Improvement, Measures
 from tauten.make.search.strategies._strategy import Learner, Trial
 from tauten.make.search.tried import Tried
@@ -40,8 +41,9 @@ from tauten.run.measure.session import Timing
 class Order:
     """What a run is asked for: the task, where it will run, the seed, how long to measure, and who is told.
 
-    ``origin`` is the text that the task was read from. Raises ``ConfigError`` for a target on which the untouched
-    model cannot be measured.
+    ``origin`` is the text that the task was read from. ``engine`` is one of the target's, empty for its first, or
+    ``auto`` for the one that measures best. Raises ``ConfigError`` for a target on which the untouched model cannot be
+    measured, and for an engine that is not the target's.
     """
 
     task: Task
@@ -50,8 +52,10 @@ class Order:
     sampling: Sampling
     observer: Observer
     origin: str
+    engine: str = ""
 
     def __post_init__(self) -> None:
+        self.target.lowering(self.engine)
         if self.target.device != "cpu":
             raise ConfigError(
                 f"target {self.target.name}: expected a device that the baselines run on (cpu), got "
@@ -67,28 +71,40 @@ class Order:
         sampling: Sampling,
         observer: Observer | None,
         origin: str,
+        engine: str | None = None,
     ) -> Order:
         """The order in the words of a caller: a target by name, and perhaps nobody who is told."""
-        return cls(task, find_target(target), seed, sampling, observer or Silent(), origin)
+        return cls(task, find_target(target), seed, sampling, observer or Silent(), origin, engine or "")
+
+    @property
+    def first(self) -> str:
+        """The engine that is used until another has measured better."""
+        if self.engine != AUTO:
+            return self.target.lowering(self.engine)
+        there = (engine for engine in self.target.engines if not missing(engine))
+        return next(there, self.target.engine)
 
 
 class Workshop:
     """Makes candidates in ``workspace``, which the caller holds open.
 
     Building it looks at the model, trains it where the task says so, and measures both baselines: ``baseline``, the
-    untouched model in PyTorch eager fp32, and ``engine_baseline``, the same on the target's engine.
+    untouched model in PyTorch eager fp32, and ``engine_baseline``, the same on the order's engine. ``ways`` says how
+    recipes that leave it to the run are lowered: those that quantize (``True``) and those that do not.
     """
 
     def __init__(self, order: Order, workspace: Workspace, left: int = 0) -> None:
         self.order = order
         self.workspace = workspace
         self.started = time.perf_counter()
+        self.ways = {False: Way(order.first), True: Way(order.first)}
         self._tried: dict[str, Artifact] = {}
+        self._by_key: dict[str, Artifact] = {}
         self.model, self._task_key = self._prepare()
         context = Context(order.task, self.model.module, order.seed, order.observer.step, workspace.checkpoints)
         self.builder = CandidateBuilder(self.model, order.target, context)
         self.baseline, self.evaluator = self._baseline()
-        self.engine_baseline, _ = self._make(Recipe(ENGINE_BASELINE, (), order.target.engine), left)
+        self.engine_baseline, _ = self._make(Recipe(ENGINE_BASELINE, (), order.first), left)
 
     @property
     def baselines(self) -> dict[str, Artifact]:
@@ -99,12 +115,24 @@ class Workshop:
         """What tells whether an earlier run's candidate is the one that ``recipe`` makes."""
         return identify_candidate(self._task_key, recipe, self.order.target, self.order.seed)
 
+    def on_way(self, recipe: Recipe) -> Recipe:
+        """The recipe with the engine and the options that it will be lowered with."""
+        return recipe.on(self.ways[recipe.quantizes])
+
+    def untouched(self, way: Way) -> Artifact:
+        """The untouched model in float, lowered that way."""
+        if way.engine == self.engine_baseline.manifest.engine and not way.options:
+            return self.engine_baseline
+        name = "-".join((ENGINE_BASELINE, way.engine, *way.options.values()))
+        return self._make(Recipe(name, (), way.engine, way.options), 0)[0]
+
     def make(self, recipe: Recipe, left: int = 0) -> tuple[Artifact, bool]:
         """The candidate of a recipe with its quality measured, and whether an earlier run had finished it.
 
         ``left`` is how many more will be asked for. Raises ``RecipeError`` where the task or the target cannot have
         it, and whatever the passes and the lowering raise.
         """
+        recipe = self.on_way(recipe)
         self.builder.check(recipe)
         return self._make(recipe, left)
 
@@ -112,12 +140,20 @@ class Workshop:
         self.order.observer.stage(recipe.name, left)
         key = self.key(recipe)
         artifact = self.workspace.finished(recipe.name, key)
+        if artifact is None and key in self._by_key:
+            # Another recipe comes to the same, such as the untouched model's on this engine.
+            made, files = self._by_key[key], self._by_key[key].manifest.files
+            manifest = made.manifest.model_copy(update={"recipe": recipe.to_json()})
+            path = self.workspace.candidate(recipe.name)
+            return write_artifact(path, manifest, {name: (made.path / name).read_bytes() for name in files}), False
         if artifact is None:
             artifact = self.builder.make(recipe, self.workspace.candidate(recipe.name), key)
         elif {"quality", "drop_points"} <= set(artifact.manifest.measures):
+            self._by_key[key] = artifact
             return artifact, True
         self.order.observer.step("measure quality", 0.9)
-        return self.evaluator.evaluate(artifact), False
+        self._by_key[key] = self.evaluator.evaluate(artifact)
+        return self._by_key[key], False
 
     def time(self, artifacts: Mapping[str, Artifact], batches: Sequence[int] = ()) -> dict[str, Timing]:
         """Latency and throughput of all in one session, in turn; throughput at the target's batches by default."""
@@ -137,10 +173,7 @@ class Workshop:
         if found is None:
             self.order.observer.step(f"time it beside {trial.against}", 0.95)
             timings = self.time({"ours": artifact, "theirs": beside}, (1,))
-            ours, theirs = timings["ours"], timings["theirs"]
-            mine, other = (_timed(entry, timing) for timing in (ours, theirs))
-            gain = improvements(mine, other, ours.rounds_p50_ms, theirs.rounds_p50_ms)["latency_p50_ms"]
-            found = Tried(measures=ours.measures, gain=gain)
+            found = Tried(measures=timings["ours"].measures, gain=faster(timings["ours"], timings["theirs"]))
             self.workspace.save_trial(key, found)
         return entry.model_copy(update={"measures": {**entry.measures, **found.latencies}}), found.gain, reused
 
@@ -245,7 +278,3 @@ class Workshop:
         artifact = found or self.builder.make(recipe, self.workspace.candidate(BASELINE), key)
         evaluator = QualityEvaluator(self.order.task, artifact, self.order.seed)
         return evaluator.evaluate(artifact, size="weights"), evaluator
-
-
-def _timed(entry: Entry, timing: Timing) -> Entry:
-    return entry.model_copy(update={"measures": {"latency_p50_ms": timing.measures["latency_p50_ms"]}})

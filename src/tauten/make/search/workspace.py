@@ -27,7 +27,7 @@ from tauten.codecs.plain import PLAIN
 from tauten.core.tensor import Arrays
 from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError
-from tauten.make.search.tried import Tried
+from tauten.make.search.tried import Raced, Tried
 
 
 class Workspace:
@@ -101,6 +101,17 @@ class Workspace:
     def save_trial(self, key: str, found: Tried) -> None:
         """Keep what was found of a trial."""
         _replace(self._state / f"trial-{key}.json", json.dumps(found.to_json()).encode())
+
+    def load_race(self, key: str) -> Raced | None:
+        """What an earlier run found of engines, where it is whole."""
+        try:
+            return Raced.from_json(json.loads((self._state / f"race-{key}.json").read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def save_race(self, key: str, found: Raced) -> None:
+        """Keep what was found of engines."""
+        _replace(self._state / f"race-{key}.json", json.dumps(found.to_json()).encode())
 
     def withdraw(self) -> None:
         """Take back the last run's answer: from here on it would be about another question."""

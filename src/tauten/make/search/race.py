@@ -1,0 +1,130 @@
+"""Which engine a run uses: the untouched model on each that is there, written, measured, and timed side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from tauten.artifact.read import Artifact
+from tauten.core.measure import Measure
+from tauten.errors import TautenError
+from tauten.make.lower import LOWERINGS
+from tauten.make.model.pass_ import Pass
+from tauten.make.search.improve import faster
+from tauten.make.search.installed import missing
+from tauten.make.search.levels import RACE
+from tauten.make.search.recipe import Recipe, Way, pass_from_json
+from tauten.make.search.result import EngineTried
+from tauten.make.search.tried import Raced
+from tauten.make.search.workshop import Workshop
+from tauten.run.measure.session import Timing
+
+Precision = Literal["float32", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
+
+
+def race(shop: Workshop) -> tuple[EngineTried, ...]:
+    """Measure the target's engines with the untouched model, and let ``shop`` use the fastest from here on.
+
+    Each engine that is installed makes the model in float and in eight bits, with each choice of options that its
+    lowering holds worth measuring; what cannot be made is told with its reason. Quality is that of the written file.
+    Of those whose quality is within the noise of the best, the fastest p50 latency at batch 1 is chosen: for recipes
+    that quantize and for others apart. An engine has to be faster outside the noise to win against one that the target
+    names before it.
+    """
+    rows: list[EngineTried] = []
+    for precision in PRECISIONS:
+        if precision in shop.order.target.precisions:
+            rows += _race(shop, precision)
+    for row in rows:
+        if row.chosen:
+            shop.ways[row.precision == "int8"] = Way(row.engine, row.options)
+    absent = [missing(engine) for engine in shop.order.target.engines]
+    return (*rows, *(row for row in absent if row))
+
+
+def best_float(engines: Sequence[EngineTried], engine: str) -> Way:
+    """How the untouched model is fastest on one engine in float, as far as it was measured."""
+    found = [row for row in engines if row.engine == engine and row.precision == "float32" and row.latency]
+    if not found:
+        return Way(engine)
+    return Way(engine, min(found, key=lambda row: row.latency.value if row.latency else 0.0).options)
+
+
+def _race(shop: Workshop, precision: Precision) -> list[EngineTried]:
+    """What was found of all ways to one precision."""
+    ways = [
+        Way(engine, choice)
+        for engine in shop.order.target.engines
+        if not missing(engine)
+        for choice in LOWERINGS.get(engine).choices(shop.order.target, precision == "int8")
+    ]
+    passes: tuple[Pass, ...] = (pass_from_json({"pass": "quantize.post_training"}),) if precision == "int8" else ()
+    made: dict[int, Artifact] = {}
+    rows: list[EngineTried] = []
+    for index, way in enumerate(ways):
+        name = f"{RACE}{precision}-{way.engine}-{index}"
+        rows.append(EngineTried(engine=way.engine, precision=precision, options=dict(way.options)))
+        try:
+            made[index], _ = shop.make(Recipe(name, passes, way.engine, way.options), len(ways) - index - 1)
+        except TautenError as fault:
+            shop.order.observer.refused(name, str(fault))
+            rows[index] = rows[index].model_copy(update={"reason": str(fault)})
+    if not made:
+        return rows
+    key = _key(made, shop.order.sampling.seconds)
+    found = shop.workspace.load_race(key)
+    if found is None:
+        shop.order.observer.stage(f"time {len(made)} ways to {precision} side by side")
+        timings = shop.time({str(index): artifact for index, artifact in made.items()}, (1,))
+        drops = {index: artifact.manifest.measures["drop_points"] for index, artifact in made.items()}
+        found = Raced(engines=decide(rows, {int(index): timing for index, timing in timings.items()}, drops))
+        shop.workspace.save_race(key, found)
+    return list(found.engines)
+
+
+def decide(
+    rows: Sequence[EngineTried], timings: Mapping[int, Timing], drops: Mapping[int, Measure]
+) -> tuple[EngineTried, ...]:
+    """The rows with what was measured of them; of those that were, one is chosen, and of the others it is said why not.
+
+    ``timings`` and ``drops`` are by a row's place.
+    """
+    finest = min(drops.values(), key=lambda drop: drop.value)
+    even = [index for index in timings if not finest.beats(drops[index])]
+    winner = even[0]
+    for index in even[1:]:
+        if faster(timings[index], timings[winner]).ratio_low > 1:
+            winner = index
+    decided = []
+    for index, row in enumerate(rows):
+        if index in timings:
+            reason = _reason(index, winner, even, timings, rows)
+            told = {"drop": drops[index], "latency": timings[index].measures["latency_p50_ms"]}
+            row = row.model_copy(update={**told, "chosen": index == winner, "reason": reason})
+        decided.append(row)
+    return tuple(decided)
+
+
+def _reason(
+    index: int, winner: int, even: Sequence[int], timings: Mapping[int, Timing], rows: Sequence[EngineTried]
+) -> str:
+    if index not in even:
+        return "loses more quality than another, outside the noise"
+    if index == winner:
+        return "the fastest" if len(timings) > 1 else "the only one"
+    times = faster(timings[winner], timings[index])
+    if times.ratio_low > 1:
+        return f"{times.ratio:.3g} times the time of {spell(rows[winner])}"
+    return f"no faster than {spell(rows[winner])} outside the noise"
+
+
+def spell(row: EngineTried) -> str:
+    """An engine with its options in words: ``onnx placement=products``."""
+    return " ".join((row.engine, *(f"{name}={value}" for name, value in row.options.items())))
+
+
+def _key(made: Mapping[int, Artifact], seconds: float) -> str:
+    seen = [f"{index} {artifact.manifest.key}" for index, artifact in made.items()]
+    return hashlib.sha256(" ".join((*seen, str(seconds))).encode()).hexdigest()
