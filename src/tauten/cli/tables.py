@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tauten.core.measure import Measure
-    from tauten.make.search.result import Entry, Result
+    from tauten.make.search.result import EngineTried, Entry, Result
 
 _ROWS = (
     ("quality", "quality"),
@@ -28,6 +28,8 @@ _ROWS = (
 def show_result(console: Console, result: Result, out: str) -> None:
     """The before/after table, or the nearest candidates where nothing holds the budget."""
     best = result.best
+    if result.engines:
+        console.print(_engines(result.engines))
     if best is None:
         console.print(f"[bold red]The budget is not met.[/] {escape(result.explanation)}", soft_wrap=True)
         by_name = {entry.name: entry for entry in result.candidates}
@@ -72,7 +74,8 @@ def signed(value: float) -> str:
 
 def _before_after(result: Result, best: Entry) -> Table:
     table = Table(title=f"{escape(result.task)}: {escape(best.name)}", title_justify="left")
-    for heading in ("", "PyTorch eager fp32", f"{escape(result.target.engine)} fp32", "best", "against PyTorch"):
+    engine = str(result.engine_baseline.recipe.get("lowering", result.target.engine))
+    for heading in ("", "PyTorch eager fp32", f"{escape(engine)} fp32", "best", "against PyTorch"):
         table.add_column(heading, justify="right" if heading else "left")
     against = result.improvements.get("baseline", {})
     for key, label in _ROWS:
@@ -83,6 +86,26 @@ def _before_after(result: Result, best: Entry) -> Table:
         words = gain.text if gain else ""
         table.add_row(label, *(number(cell) for cell in cells if cell), words)
     return table
+
+
+def _engines(rows: Iterable[EngineTried]) -> Table:
+    """What was measured of engines; those that are not installed with the extra that brings them."""
+    table = Table(title="Engines, with the untouched model", title_justify="left")
+    for heading in ("engine", "precision", "p50", "lost", ""):
+        table.add_column(heading, justify="right" if heading in ("p50", "lost") else "left", overflow="fold")
+    for row in rows:
+        named = " ".join((row.engine, *(f"{name}={value}" for name, value in row.options.items())))
+        lost = f"{row.drop.value:.2f}" if row.drop else ""
+        latency = number(row.latency) if row.latency else ""
+        why = f"[green]{escape(row.reason)}[/]" if row.chosen else escape(_short(row.reason))
+        table.add_row(escape(named), row.precision or "", latency, lost, why)
+    return table
+
+
+def _short(text: str, most: int = 200) -> str:
+    """The beginning of the first line; the whole of it stands in the result and in the report."""
+    line = next(iter(text.splitlines()), "")
+    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _candidates(entries: Iterable[Entry], title: str) -> Table:

@@ -109,6 +109,12 @@ class Run:
     def engine_baseline(self) -> Entry:
         return Entry(self.raw["engine_baseline"])
 
+    @property
+    def engine(self) -> str:
+        """The engine that the shown candidate runs on."""
+        recipe = self.engine_baseline.raw.get("recipe") or {}
+        return str(recipe.get("lowering") or self.raw["target"].get("engine") or "the same engine")
+
     @cached_property
     def candidates(self) -> list[Entry]:
         return [Entry(raw) for raw in self.raw["candidates"]]

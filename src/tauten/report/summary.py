@@ -68,8 +68,7 @@ def sentences(run: Run) -> list[str]:
         found.append(f"{who} was measured with {quality}.")
     parts = _compare(run, "engine_baseline")
     if parts:
-        engine = run.raw["target"].get("engine", "the same engine")
-        found.append(f"Against the untouched model on the same engine ({engine}) it is {words.listing(parts)}.")
+        found.append(f"Against the untouched model on the same engine ({run.engine}) it is {words.listing(parts)}.")
     if run.met:
         found.append(_explanation(run))
     return [text for text in found if text]

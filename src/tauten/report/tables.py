@@ -8,7 +8,7 @@ from typing import Any
 
 from tauten.core.measure import Measure
 from tauten.report import words
-from tauten.report.run import Entry, Run
+from tauten.report.run import Entry, Run, read_measure
 
 MEASURES = (
     "quality",
@@ -234,6 +234,33 @@ def layers(run: Run) -> list[Layer]:
         layer.before_share = layer.before_bytes / largest if largest else 0.0
         layer.after_share = layer.after_bytes / largest if largest else 0.0
     return list(found.values())
+
+
+@dataclass(frozen=True)
+class EngineRow:
+    """An engine with one choice of options, as it ran the untouched model."""
+
+    name: str
+    options: str
+    precision: str
+    cells: tuple[Cell, ...]
+    chosen: bool
+    reason: str
+
+
+def engines(run: Run) -> list[EngineRow]:
+    """What was measured of engines, where the run was to choose among them."""
+    return [
+        EngineRow(
+            name=str(raw.get("engine", "")),
+            options=", ".join(f"{name} {value}" for name, value in (raw.get("options") or {}).items()),
+            precision=str(raw.get("precision") or ""),
+            cells=tuple(Cell.of(read_measure(raw.get(name))) for name in ("latency", "drop")),
+            chosen=bool(raw.get("chosen")),
+            reason=str(raw.get("reason", "")),
+        )
+        for raw in run.raw.get("engines") or []
+    ]
 
 
 def refused(run: Run) -> list[tuple[str, str]]:

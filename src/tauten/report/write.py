@@ -60,6 +60,7 @@ def render(result: Mapping[str, Any]) -> str:
         history=tables.history(run.shown) if run.shown else [],
         layers=tables.layers(run),
         patterns_of=patterns_of(run),
+        engines=tables.engines(run),
         refused=tables.refused(run),
         environment=tables.environment(run.raw),
         legend=legend(plots),

@@ -177,6 +177,18 @@ def sample() -> Json:
                 "error": "prune.structured: output holds numbers that are not finite",
             }
         ],
+        "engines": [
+            {
+                "engine": "onnx", "precision": "int8", "options": {"placement": "products"}, "installed": True,
+                "extra": "", "latency": measure(0.0874, "ms"), "drop": measure(0.2, "points"), "chosen": True,
+                "reason": "the fastest",
+            },
+            {
+                "engine": "openvino", "precision": None, "options": {}, "installed": False, "extra": "openvino",
+                "latency": None, "drop": None, "chosen": False,
+                "reason": "not installed: pip install \"tauten[openvino]\" brings it",
+            },
+        ],
         "improvements": {
             "baseline": {
                 "latency_p50_ms": improvement(8.14, 7.8, 8.5, -0.437, "ms", "8.14 times faster"),

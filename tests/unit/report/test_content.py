@@ -156,3 +156,22 @@ def test_the_staircase_is_what_no_other_beats(points: list[tuple[int, int]]) -> 
     found = set(zip(stairs["x"], stairs["y"], strict=True))
     beaten = {(x, y) for x, y in points for a, b in points if a <= x and b >= y and (a, b) != (x, y)}
     assert found == set(points) - beaten
+
+
+def test_engines_are_told_with_what_was_measured_of_them_or_what_brings_them() -> None:
+    onnx, openvino = tables.engines(Run(sample.sample()))
+    assert (onnx.name, onnx.options, onnx.chosen) == ("onnx", "placement products", True)
+    assert onnx.cells[0].sort == 0.0874
+    assert openvino.cells[0].sort is None
+    assert "tauten[openvino]" in openvino.reason
+    result = sample.sample()
+    del result["engines"]
+    assert tables.engines(Run(result)) == []
+
+
+def test_the_engine_is_that_of_the_untouched_model_beside_the_best() -> None:
+    result = sample.sample()
+    assert Run(result).engine == "onnx"
+    result["engine_baseline"]["recipe"] = {"name": "engine_baseline", "passes": [], "lowering": "openvino"}
+    assert Run(result).engine == "openvino"
+    assert any("(openvino)" in text for text in summary.sentences(Run(result)))
