@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -40,21 +40,32 @@ def check_same(graph: ModelProto, program: ExportedProgram, model: Model, inputs
     """
     session = open_session(graph)
     largest = 0.0
+    for name, batch, off in differences(lambda names, batch: run_session(session, names, batch), model, inputs):
+        largest = max(largest, off)
+        if off > TOLERANCE:
+            size = count_rows(model.inputs, batch)
+            raise MismatchError(
+                f"{name}: the graph differs from the module by {off:.3g} of its largest value (batch {size}, "
+                f"at most {TOLERANCE:g} is allowed); {_first_that_differs(graph, program, model, batch)}"
+            )
+    return largest
+
+
+def differences(
+    run: Callable[[list[str], Arrays], Arrays], model: Model, inputs: Arrays
+) -> Iterator[tuple[str, Arrays, float]]:
+    """How far ``run`` is off from the module: an output's name, the inputs, and the difference, for each output.
+
+    The inputs are ``inputs``, and their first sample and first three alone. A sample for which a layer's choice nearly
+    ties is left out.
+    """
     for batch in _sizes(model, inputs):
         with watch_choices() as margins:
             expected = forward(model.module, model.inputs, model.outputs, batch)
-        answers = run_session(session, list(expected), batch)
+        answers = run(list(expected), batch)
         clear = _clear(margins, count_rows(model.inputs, batch))
         for name, wanted in expected.items():
-            off = difference(*(_rows(array, clear) for array in (wanted, answers[name])))
-            largest = max(largest, off)
-            if off > TOLERANCE:
-                size = count_rows(model.inputs, batch)
-                raise MismatchError(
-                    f"{name}: the graph differs from the module by {off:.3g} of its largest value (batch {size}, "
-                    f"at most {TOLERANCE:g} is allowed); {_first_that_differs(graph, program, model, batch)}"
-                )
-    return largest
+            yield name, batch, difference(*(_rows(array, clear) for array in (wanted, answers[name])))
 
 
 def _clear(margins: list[torch.Tensor], batch: int) -> IntArray | None:

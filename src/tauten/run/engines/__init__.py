@@ -3,9 +3,10 @@
 ::
 
     Engine
-    ├── onnx    ONNX Runtime
-    ├── eager   PyTorch, one operation after the other (the yardstick)
-    └── null    answers zeros (the yardstick of everything above an engine)
+    ├── onnx      ONNX Runtime
+    ├── openvino  OpenVINO (extra ``openvino``)
+    ├── eager     PyTorch, one operation after the other (the yardstick)
+    └── null      answers zeros (the yardstick of everything above an engine)
 """
 
 from __future__ import annotations

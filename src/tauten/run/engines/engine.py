@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays, TensorSpec, check_arrays
+
+
+@dataclass(frozen=True)
+class OperationTime:
+    """What one operation took, on average over some calls.
+
+    ``name`` is the backend's own, ``kind`` the operation's (``Convolution``). ``precision`` is what it computes in:
+    ``int8``, ``int4``, ``float32``, ``float16``, ``bfloat16`` or another type's name; empty where that is not known.
+    """
+
+    name: str
+    kind: str
+    precision: str
+    milliseconds: float
 
 
 class Engine(ABC):
@@ -40,6 +55,13 @@ class Engine(ABC):
     def describe(self) -> dict[str, Any]:
         """What really runs, as JSON: engine, version, provider, threads, and what else the engine knows."""
         return {}
+
+    def profile(self, inputs: Mapping[str, Array], repeats: int = 10) -> tuple[OperationTime, ...]:
+        """What each operation takes on ``inputs``, in the order they run; nothing where the backend cannot tell.
+
+        A measurement of its own, apart from serving. Raises ``EngineError`` where it fails.
+        """
+        return ()
 
     def close(self) -> None:
         """Give back what the engine holds. It cannot be called after."""
