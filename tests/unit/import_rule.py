@@ -30,7 +30,16 @@ BACKENDS = {
     "openvino": ("run.engines.openvino", "make.lower"),
     "nncf": ("make.lower",),
     "executorch": ("run.engines.executorch", "make.lower"),
-    "torch": ("run.engines.eager", "run.engines.inductor", "make", "testing", "cli", "examples"),
+    "torch": (
+        "run.engines._operations",
+        "run.engines.eager",
+        "run.engines.executorch",
+        "run.engines.inductor",
+        "make",
+        "testing",
+        "cli",
+        "examples",
+    ),
 }
 LAZY = {
     "torch": ("cli", "examples", "make.model.task", "make.datasets"),

@@ -81,17 +81,17 @@ class Refuse:
             raise ModuleNotFoundError(f"{name} is kept out", name=name)
 
 sys.meta_path.insert(0, Refuse())
-import tauten, tauten.cli.main, tauten.run
+import tauten, tauten.cli.main, tauten.errors, tauten.run
 names = [item.name for item in pkgutil.walk_packages(tauten.run.__path__, "tauten.run.")]
-needs_torch = {"tauten.run.engines.eager", "tauten.run.engines.inductor"}
+needs_torch = {f"tauten.run.engines.{name}" for name in ("_operations", "eager", "executorch", "inductor")}
 for name in [*names, "tauten.make.model.task", "tauten.artifact.read", "tauten.codecs.plain"]:
     if name not in needs_torch and not name.endswith("__main__"):
         importlib.import_module(name)
 for name in needs_torch & set(names):
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError as fault:
-        assert fault.name == "torch"
+    except (ModuleNotFoundError, tauten.errors.ExtraMissing) as fault:
+        assert "torch" in str(fault)
     else:
         raise SystemExit(f"{name} imported without torch: then why is it let off?")
 print(len(names))

@@ -1,0 +1,94 @@
+"""From an exported program to the bytes of an ExecuTorch program, with XNNPACK for all that it takes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from tauten.core.tensor import BATCH, TensorSpec
+from tauten.errors import ExtraMissing, LoweringError
+
+LONGEST: Final = 512
+"""How far a named dimension beside the batch may go where neither the model nor the calibration data say more."""
+
+_NOTICES: Final = ("torch.utils._pytree", "torchao", "executorch")
+
+
+@contextmanager
+def without_notices() -> Iterator[None]:
+    """Without what the exporter and torchao tell of themselves.
+
+    They warn of deprecated calls that they make, of CUDA libraries that they do not find, and of classes that they
+    register twice. What goes wrong with a model they raise.
+    """
+    before = {name: logging.getLogger(name).level for name in _NOTICES}
+    for name in _NOTICES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (DeprecationWarning, FutureWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def to_pte(program: ExportedProgram, specs: Sequence[TensorSpec], limits: Mapping[str, int]) -> bytes:
+    """The program as a ``.pte`` file, weights inside, planned for sizes of at most ``limits`` by dimension.
+
+    Raises ``LoweringError`` where ExecuTorch cannot take it, ``ExtraMissing`` where it is not installed.
+    """
+    with without_notices(), torch.no_grad():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+        except ModuleNotFoundError as fault:
+            raise ExtraMissing(f"lowering 'executorch' ({fault.name} is not installed)", "edge") from fault
+        try:
+            edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+            _bound(edge.exported_program(), specs, limits)
+            return bytes(edge.to_executorch().buffer)
+        except Exception as fault:  # each of the exporter's many passes raises errors of its own
+            raise LoweringError(f"executorch: {type(fault).__name__}: {str(fault).strip()[:2000]}") from fault
+
+
+def largest_sizes(
+    program: ExportedProgram, specs: Sequence[TensorSpec], batch: int, seen: Mapping[str, int]
+) -> dict[str, int]:
+    """How far each named dimension may go: the memory of a program is planned for it.
+
+    The batch goes to ``batch``. Others go as far as the module lets them (a table of positions ends), at most to
+    ``LONGEST`` or to what was ``seen`` in the data, where that is more.
+    """
+    limits = {}
+    for dim, size in _symbols(program, specs):
+        if dim == BATCH:
+            limits[dim] = batch
+            continue
+        upper = size.node.shape_env.var_to_range[size.node.expr].upper
+        most = max(LONGEST, seen.get(dim, 0))
+        limits[dim] = min(int(upper), most) if upper.is_Integer else most
+    return limits
+
+
+def _bound(program: ExportedProgram, specs: Sequence[TensorSpec], limits: Mapping[str, int]) -> None:
+    """Set the ranges by which memory is planned: retracing has widened some of them, and narrowed others."""
+    for dim, size in _symbols(program, specs):
+        size.node.shape_env.var_to_range[size.node.expr] = ValueRanges(1, limits[dim])
+
+
+def _symbols(program: ExportedProgram, specs: Sequence[TensorSpec]) -> Iterator[tuple[str, torch.SymInt]]:
+    """Each named dimension of an input, and the symbol that stands for it."""
+    places = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    for spec, name in zip(specs, program.graph_signature.user_inputs, strict=True):
+        for dim, size in zip(spec.shape, places[str(name)].meta["val"].shape, strict=True):
+            if isinstance(dim, str) and isinstance(size, torch.SymInt) and size.node.expr.is_symbol:
+                yield dim, size

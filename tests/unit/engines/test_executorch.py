@@ -1,0 +1,145 @@
+"""The ExecuTorch engine against programs that are damaged, lie or hand work elsewhere; and its largest batch."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tauten.artifact.read import Artifact
+from tauten.artifact.write import write_artifact
+from tauten.codecs.plain import PLAIN
+from tauten.core.target import Target
+from tauten.core.tensor import TensorSpec
+from tauten.errors import ArtifactError, EngineError
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower.artifact import to_artifact
+from tauten.make.model.build import to_model
+from tauten.make.model.pass_ import Context
+from tauten.make.model.task import Task
+from tauten.run.engines import load
+from tauten.run.engines._pte import survey
+
+BATCH = 4
+TARGET = Target(name="edge", engine="executorch", batch=BATCH)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4))
+    specs = (TensorSpec(name="x", shape=("batch", 3)),)
+    task = Task(model=module.eval(), inputs=specs, calibrate=[np.ones((4, 3), np.float32)])
+    model = to_model(task)
+    lowered = LOWERINGS.get("executorch")(model, TARGET, Context(task, model.module))
+    path = tmp_path_factory.mktemp("edge") / "artifact"
+    return to_artifact(lowered, path, name="edge", engine="executorch", target=TARGET)
+
+
+def changed(artifact: Artifact, folder: Path, graph: bytes, **fields: object) -> Artifact:
+    """The artifact with another program in it, its checksums made anew."""
+    weights = {"w": np.ones(3, np.float32)} if fields.pop("weights", False) else {}
+    manifest = artifact.manifest.model_copy(
+        update={"weights_bytes": sum(array.nbytes for array in weights.values()), **fields}
+    )
+    files = {manifest.graph: graph, manifest.weights: PLAIN.encode(weights)}
+    return write_artifact(folder / "changed", manifest, files)
+
+
+def test_more_rows_than_planned_for_are_cut_and_joined(artifact: Artifact) -> None:
+    engine = load(artifact)
+    x = np.random.default_rng(0).standard_normal((2 * BATCH + 1, 3)).astype(np.float32)
+    whole = engine({"x": x})["output"]
+    assert engine.describe()["largest"] == {"batch": BATCH}
+    assert np.array_equal(whole, np.concatenate([engine({"x": x[i : i + 1]})["output"] for i in range(len(x))]))
+
+
+def test_no_rows_and_a_closed_engine_are_refused(artifact: Artifact) -> None:
+    engine = load(artifact)
+    with pytest.raises(EngineError, match="at least one row"):
+        engine({"x": np.zeros((0, 3), np.float32)})
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine({"x": np.zeros((1, 3), np.float32)})
+
+
+def test_tells_what_xnnpack_runs_and_what_it_leaves(artifact: Artifact) -> None:
+    described = load(artifact).describe()
+    assert described["operations"]["other"] == {"FullyConnected": 1}
+    assert described["operations"]["int8_share_of_products"] == 0
+    assert described["calls_of_xnnpack"] == 1
+    assert described["not_in_xnnpack"] == {"aten::native_layer_norm.out": 1}
+
+
+def test_threads_are_those_of_the_engine_that_was_loaded_last(artifact: Artifact) -> None:
+    first = load(artifact, threads=2)
+    x = np.ones((1, 3), np.float32)
+    before = first({"x": x})["output"]
+    load(artifact, threads=1)
+    assert first.describe()["threads"] == 1
+    assert np.array_equal(first({"x": x})["output"], before)
+
+
+def test_says_nothing(artifact: Artifact) -> None:
+    """The runtime tells of the processor when it makes its first thread; a user sees none of it, and no warning."""
+    code = (
+        f"import sys; from tauten.run.engines import load; e = load({str(artifact.path)!r}, threads=1); "
+        "import numpy; e({'x': numpy.ones((1, 3), 'float32')}); "
+        "assert not any(name.startswith(('executorch.exir', 'torchao')) for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"PK\x03\x04" + data[4:],
+        lambda data: data[:64],
+        lambda data: data[:16] + b"\xff" * 8 + data[24:],
+        lambda data: data[:24] + b"\xff" * 8 + data[32:],
+        lambda data: data[: len(data) // 2],
+        lambda data: data.replace(b"XnnpackBackend", b"OpenvinBackend"),
+        lambda data: data.replace(b"forward", b"another"),
+        lambda data: data.replace(b"XH00", b"XH99"),
+    ],
+)
+def test_a_program_that_is_none_is_refused(damage, artifact: Artifact, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError):
+        load(changed(artifact, tmp_path, damage(artifact.graph())))
+
+
+def test_a_border_that_is_not_the_programs_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    for specs in (
+        (TensorSpec(name="x", shape=("batch", 5)),),
+        (TensorSpec(name="x", shape=("batch", 3), dtype="int64"),),
+        (TensorSpec(name="x", shape=("batch", 3)), TensorSpec(name="z", shape=("batch",))),
+    ):
+        with pytest.raises(ArtifactError, match="the manifest declares inputs"):
+            load(changed(artifact, tmp_path, artifact.graph(), inputs=specs))
+    with pytest.raises(ArtifactError, match="holds its weights"):
+        load(changed(artifact, tmp_path, artifact.graph(), weights=True))
+
+
+def test_a_target_with_another_device_is_refused(artifact: Artifact, tmp_path: Path) -> None:
+    target = TARGET.model_copy(update={"device": "cuda"})
+    with pytest.raises(EngineError, match="runs on the CPU"):
+        load(changed(artifact, tmp_path, artifact.graph(), target=target))
+
+
+@settings(max_examples=300, deadline=None)
+@given(place=st.integers(0, 1 << 16), byte=st.integers(0, 255))
+def test_any_changed_byte_is_surveyed_or_refused(artifact: Artifact, place: int, byte: int) -> None:
+    data = bytearray(artifact.graph())
+    data[place % len(data)] = byte
+    with contextlib.suppress(ArtifactError):
+        survey(bytes(data))
