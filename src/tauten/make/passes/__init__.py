@@ -6,7 +6,7 @@
     ├── prune/      structured · depth · magnitude · gradual
     ├── distill/    recover · progressive
     ├── dynamic/    early_exit · gates · token_merging
-    └── quantize/   post_training · dynamic
+    └── quantize/   post_training · dynamic · weight_only
 
 A pass is named after its folder and file: ``prune.structured``.
 """

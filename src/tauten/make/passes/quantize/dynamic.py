@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, Model, QuantizationPlan
-from tauten.make.model.pass_ import Change, Context, Pass
+from torch import nn
+
+from tauten.make.model.model import QuantizationPlan
+from tauten.make.passes.quantize._convert import Layers, QuantizingPass, Settings, check_common
 
 __all__ = ["Dynamic"]
 
 
 @dataclass(frozen=True)
-class Dynamic(Pass):
-    """Plan signed 8-bit weights for linear layers and embeddings, with activations quantized as they come.
+class Dynamic(QuantizingPass):
+    """Signed 8-bit weights for linear and recurrent layers and embeddings, with activations quantized as they come.
 
-    What transformers keep most of their quality with (Zafrir et al., 2019, with ranges found at run time). The
-    lowering carries the plan out in the engine's own graph; the module is not changed.
+    What transformers keep most of their quality with (Zafrir et al., 2019, with ranges found at run time). The module
+    computes with the 8-bit weights of linear layers and embeddings, and with float activations; their rounding, and
+    recurrent layers, are the lowering's. ``layers`` names modules of another precision.
     """
 
     name: ClassVar[str] = "quantize.dynamic"
-    needs: ClassVar[frozenset[str]] = frozenset({FLOAT_WEIGHTS})
-    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
-    drops: ClassVar[frozenset[str]] = frozenset({FLOAT_WEIGHTS})
 
-    def __call__(self, model: Model, context: Context) -> Change:
-        plan = QuantizationPlan(method="dynamic")
-        return Change(model.module, {"plan": plan.to_json()}, plan)
+    granularity: Literal["channel", "tensor"] = "channel"
+    layers: Layers = ()
+
+    def __post_init__(self) -> None:
+        check_common(self.name, 1, 2, self.layers)
+
+    def settings(self) -> Settings:
+        """What the parameters mean."""
+        plan = QuantizationPlan(method="dynamic", granularity=self.granularity, layers=dict(self.layers))
+        return Settings(plan, kinds=(nn.Linear, nn.Embedding))

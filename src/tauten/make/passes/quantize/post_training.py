@@ -3,43 +3,82 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from tauten.errors import RecipeError
-from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, Model, QuantizationPlan
-from tauten.make.model.pass_ import Change, Context, Pass
+from tauten.make.model.model import Model, QuantizationPlan
+from tauten.make.passes.quantize._calibrate import Calibration, Data
+from tauten.make.passes.quantize._convert import Layers, QuantizingPass, Rounding, Settings, check_common
+from tauten.make.passes.quantize._equalize import equalize
+from tauten.make.passes.quantize._scales import Granularity
+from tauten.make.passes.quantize._smooth import smooth
 
 __all__ = ["PostTraining"]
 
-_Calibration = Literal["minmax", "percentile", "mse", "entropy"]
-
 
 @dataclass(frozen=True)
-class PostTraining(Pass):
-    """Plan unsigned 8-bit activations and signed 8-bit weights, one scale an output channel.
+class PostTraining(QuantizingPass):
+    """Weights of ``bits`` with one scale an output channel, and activations in unsigned 8 bits of fixed ranges.
 
     Source: Jacob et al., 2018 (integer arithmetic), with the ranges from ``samples`` calibration samples: their
-    smallest and largest values (``minmax``), their 99.999th percentile, or the range that loses least information
-    (``entropy``; Migacz, 2017). The lowering carries the plan out in the engine's own graph; the module is not changed.
+    smallest and largest values (``minmax``), their 99.999th percentile, or the range that costs least squared error
+    (``mse``) or loses least information (``entropy``; Migacz, 2017).
+
+    Before: batch norms are folded (``fold``), scales move between layers (``equalize``) or from activations into
+    weights (``smooth``, the share of it; 0 leaves them). Then weights are rounded (``rounding``), and with
+    ``correct_bias`` the mean error of each output goes into its bias. ``layers`` names modules of another precision.
+    Layers that the module cannot hold on a grid itself are in the plan alone, and the lowering carries it out.
     """
 
     name: ClassVar[str] = "quantize.post_training"
-    needs: ClassVar[frozenset[str]] = frozenset({FLOAT_WEIGHTS})
-    gives: ClassVar[frozenset[str]] = frozenset({QUANTIZED})
-    drops: ClassVar[frozenset[str]] = frozenset({FLOAT_WEIGHTS})
 
     samples: int = 256
-    calibration: _Calibration = "minmax"
+    calibration: Calibration = "minmax"
+    bits: Literal[8, 4] = 8
+    granularity: Granularity = "channel"
+    group: int = 128
+    rounding: Rounding = "nearest"
+    fold: bool = True
+    equalize: bool = False
+    smooth: float = 0.0
+    correct_bias: bool = False
+    layers: Layers = ()
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise RecipeError(f"{self.name}: samples: expected at least 1, got {self.samples}")
-        if self.calibration not in get_args(_Calibration):
+        check_common(self.name, self.samples, self.group, self.layers)
+        if self.calibration not in get_args(Calibration):
             raise RecipeError(
-                f"{self.name}: calibration: expected one of {', '.join(get_args(_Calibration))}, "
+                f"{self.name}: calibration: expected one of {', '.join(get_args(Calibration))}, "
                 f"got {self.calibration!r}"
             )
+        if not 0 <= self.smooth < 1:
+            raise RecipeError(f"{self.name}: smooth: expected 0 to less than 1, got {self.smooth}")
+        if self.rounding == "hqq":
+            raise RecipeError(
+                f"{self.name}: rounding: hqq needs zero points of weights, which integer kernels lack; "
+                "use learned or gptq, or quantize.weight_only"
+            )
 
-    def __call__(self, model: Model, context: Context) -> Change:
-        plan = QuantizationPlan(method="static", samples=self.samples, calibration=self.calibration)
-        return Change(model.module, {"plan": plan.to_json()}, plan)
+    def settings(self) -> Settings:
+        """What the parameters mean."""
+        plan = QuantizationPlan(
+            method="static",
+            bits=self.bits,
+            granularity=self.granularity,
+            group=self.group,
+            calibration=self.calibration,
+            samples=self.samples,
+            layers=dict(self.layers),
+        )
+        return Settings(plan, self.rounding, correct_bias=self.correct_bias, fold=self.fold)
+
+    def prepare(self, model: Model, data: Data) -> tuple[Model, dict[str, Any]]:
+        """Fold, equalize and smooth, as far as asked for."""
+        model, notes = super().prepare(model, data)
+        if self.equalize:
+            module, more = equalize(model, data)
+            model, notes = model.but(module=module), notes | more
+        if self.smooth:
+            module, more = smooth(model, data, self.smooth)
+            model, notes = model.but(module=module), notes | more
+        return model, notes
