@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tauten.make.calls import distill, dynamic, prune, quantize, recover, save, sensitivity
     from tauten.make.model.model import Model
     from tauten.make.model.task import Task
+    from tauten.make.model.weights import load_module, save_module
     from tauten.make.search.adapt import Adapted, adapt
     from tauten.make.search.compare import compare
     from tauten.make.search.comparison import Comparison
@@ -62,6 +63,7 @@ _HOMES = {
     "tauten.make.calls": ("distill", "dynamic", "prune", "quantize", "recover", "save", "sensitivity"),
     "tauten.make.model.model": ("Model",),
     "tauten.make.model.task": ("Task",),
+    "tauten.make.model.weights": ("load_module", "save_module"),
     "tauten.make.search.adapt": ("Adapted", "adapt"),
     "tauten.make.search.compare": ("compare",),
     "tauten.make.search.comparison": ("Comparison",),
@@ -105,12 +107,14 @@ __all__ = [
     "distill",
     "dynamic",
     "load",
+    "load_module",
     "optimize",
     "prune",
     "quantize",
     "read_artifact",
     "recover",
     "save",
+    "save_module",
     "sensitivity",
 ]
 

@@ -109,17 +109,20 @@ def dynamic(
 
 def quantize(
     what: Task | Model,
-    method: Literal["post_training", "dynamic"] = "post_training",
+    method: Literal["post_training", "dynamic", "weight_only", "quantization_aware"] = "post_training",
     *,
     task: Task | None = None,
     seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
     **parameters: Any,
 ) -> Model:
-    """Plan int8 for the model; the plan is carried out where ``save`` makes the engine's graph.
+    """Give weights 16, 8 or 4 bits, and with ``post_training`` and ``quantization_aware`` activations 8.
 
-    Arguments and errors as in ``prune``.
+    The module that comes back computes with the rounded weights, and with rounded inputs where their ranges are fixed;
+    ``save`` makes the engine's graph of the same numbers. ``quantization_aware`` trains, and with a folder for
+    ``checkpoints`` goes on after a kill where it was. Other arguments and errors as in ``prune``.
     """
-    return _apply(f"quantize.{method}", what, task, seed, parameters)
+    return _apply(f"quantize.{method}", what, task, seed, parameters, checkpoints)
 
 
 def save(

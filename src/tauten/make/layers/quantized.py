@@ -175,3 +175,22 @@ def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, *more: Any) -> Tens
     convolve: Any = layer._conv_forward
     convolved: Tensor = convolve(x, weight, layer.bias)
     return convolved
+
+
+def put_layer(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """``root`` with ``new`` wherever ``old`` was, in place; ``new`` itself where ``root`` is ``old``.
+
+    PyTorch's fused encoder kernels read the weights of layers and never call them; an encoder with a quantized layer
+    is kept from them.
+    """
+    if root is old:
+        return new
+    for part in list(root.modules()):
+        for name, child in part._modules.items():
+            if child is old:
+                part._modules[name] = new
+        if isinstance(new, QuantizedLayer) and isinstance(part, nn.TransformerEncoderLayer):
+            part.activation_relu_or_gelu = 0
+        if isinstance(new, QuantizedLayer) and isinstance(part, nn.TransformerEncoder):
+            part.use_nested_tensor = False
+    return root

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tauten.errors import PassError, RecipeError
-from tauten.make.layers.quantized import QUANTIZABLE, Grid, QuantizedLayer
+from tauten.make.layers.quantized import QUANTIZABLE, Grid, QuantizedLayer, put_layer
 from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, LayerPrecision, Model, QuantizationPlan
 from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.passes.quantize._bias import correct_biases
@@ -30,7 +30,7 @@ from tauten.make.passes.quantize._learned import MOST_WORK, error_of, learn_roun
 from tauten.make.passes.quantize._matrix import to_matrix
 from tauten.make.passes.quantize._noise import Noise
 from tauten.make.passes.quantize._scales import Scales, choose_grid
-from tauten.make.passes.quantize._sites import Sites, find_sites, put
+from tauten.make.passes.quantize._sites import Sites, find_sites
 
 Rounding = Literal["nearest", "learned", "gptq", "hqq"]
 Layers = tuple[tuple[str, LayerPrecision], ...]
@@ -67,7 +67,7 @@ class Decided:
         """The module with all of the layers in it: the same one, changed."""
         module = self.module
         for path, layer in self.layers.items():
-            module = put(module, self.sites.layers[path], layer)
+            module = put_layer(module, self.sites.layers[path], layer)
         return module.eval()
 
 

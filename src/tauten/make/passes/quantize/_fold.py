@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from tauten.errors import PassError
+from tauten.make.layers.quantized import put_layer
 from tauten.make.model.model import Model
 from tauten.make.passes.quantize._calibrate import Data
 from tauten.make.passes.quantize._noise import Noise
-from tauten.make.passes.quantize._sites import put
 from tauten.make.passes.quantize._walk import Program, calls, rank, read_program, readers
 
 SAME: Final = 1e-4
@@ -41,7 +41,7 @@ def fold_batch_norms(model: Model, data: Data) -> tuple[nn.Module, dict[str, Any
     for path, of_norm in pairs:
         layer, norm = folded.get_submodule(path), folded.get_submodule(of_norm)
         _fold(layer, norm)
-        put(folded, norm, nn.Identity())
+        put_layer(folded, norm, nn.Identity())
     worst = noise.worst(folded)
     if worst > SAME:
         return model.module, {"fold_refused": f"outputs would differ by {worst:.2g} of their largest number"}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 
 from tauten.errors import PassError
+from tauten.make.layers.quantized import put_layer
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context, Pass
 from tauten.make.passes.quantize._calibrate import Data
 from tauten.make.passes.quantize._convert import QuantizingPass
 from tauten.make.passes.quantize._noise import Noise
-from tauten.make.passes.quantize._sites import put
 
 
 def layer_sensitivity(model: Model, context: Context, step: Pass, samples: int = 64) -> dict[str, float]:
@@ -29,7 +29,7 @@ def layer_sensitivity(model: Model, context: Context, step: Pass, samples: int =
     for done, (path, layer) in enumerate(decided.layers.items()):
         context.progress("sensitivity", done / len(decided.layers))
         was = decided.sites.layers[path]
-        module = put(decided.module, was, layer)
+        module = put_layer(decided.module, was, layer)
         found[path] = max(noise.shares(module).values(), default=0.0)
-        put(module, layer, was)
+        put_layer(module, layer, was)
     return found

@@ -57,17 +57,6 @@ def find_sites(module: nn.Module, run: Callable[[], object], kinds: tuple[type[n
     return Sites(layers, refused)
 
 
-def put(root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """``root`` with ``new`` wherever ``old`` was, in place; ``new`` itself where ``root`` is ``old``."""
-    if root is old:
-        return new
-    for part in list(root.modules()):
-        for name, child in part._modules.items():
-            if child is old:
-                part._modules[name] = new
-    return root
-
-
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Without PyTorch's fused encoder kernels, which read the weights of layers and never call them."""
