@@ -11,9 +11,9 @@ import torch
 from onnx import ModelProto
 
 from tauten.core.tensor import Arrays, TensorSpec
-from tauten.errors import LoweringError
+from tauten.errors import LoweringError, MismatchError
 from tauten.make.lower._attention import plain_attention
-from tauten.make.lower._compare import check_same
+from tauten.make.lower._compare import TOLERANCE, check_same, differences, open_session, run_session
 from tauten.make.lower._export import Exported, export, quiet
 from tauten.make.lower._graph import clean, rename, unwrap
 from tauten.make.lower._grids import Decided, materialize
@@ -21,6 +21,7 @@ from tauten.make.lower._masks import plain_masks
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._rows import needed_rows
 from tauten.make.lower._samples import rows
+from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 
@@ -51,6 +52,8 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
     Raises ``LoweringError`` where the module cannot be exported, ``MismatchError`` (which names the first operation
     that differs) where the graph answers otherwise.
     """
+    if isinstance(model.module, OnnxModule):
+        return _imported(model, model.module, context)
     module, decided = materialize(model.module)
     model = model.but(module=module)
     data = context.task.data("calibrate")
@@ -69,6 +72,25 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
     sample = next(islice(rows(data, model.inputs, batch=_COMPARED), 1))
     error = check_same(graph, program, model, sample)
     return FloatGraph(graph, exported.outputs, decided, sample, error)
+
+
+def _imported(model: Model, module: OnnxModule, context: Context) -> FloatGraph:
+    """The same of a model that came as ONNX: its own graph after the rewrites, compared with the file."""
+    graph = module.proto()
+    clean(graph, model.inputs, module.outputs)
+    for rewrite in (pool_means, plain_masks, plain_attention, needed_rows):
+        rewrite(graph)
+    context.progress("compare", 0.4)
+    sample = next(islice(rows(context.task.data("calibrate"), model.inputs, batch=_COMPARED), 1))
+    session = open_session(graph)
+    largest = 0.0
+    for name, _, off in differences(lambda names, batch: run_session(session, names, batch), model, sample):
+        largest = max(largest, off)
+        if off > TOLERANCE:
+            raise MismatchError(
+                f"{name}: after rewrites the graph differs from the file by {off:.3g} of its largest value"
+            )
+    return FloatGraph(graph, module.outputs, {}, sample, largest)
 
 
 def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelProto, torch.export.ExportedProgram]:
