@@ -14,15 +14,20 @@ from tauten.core.tensor import Array
 from tauten.core.value import Value
 
 _QUANTIZED: Final = "_quantized"
+_PACKED: Final = "_packed"
+"""Ends the name of a weight whose bytes hold two 4-bit numbers each, the first in the low half."""
+
 _COMPANIONS: Final = ("_scale", "_zero_point")
-"""How ONNX quantizers name what belongs to ``X_quantized``: ``X_scale`` and ``X_zero_point``."""
+"""What belongs to ``X_quantized``, ``X_packed`` or an 8-bit ``X``: ``X_scale`` and ``X_zero_point``."""
 
 
 class Layer(Value):
     """One weight, and the module that owns it.
 
-    ``shape``, ``dtype``, ``bits`` (of one number) and ``elements`` are of the stored array; ``bytes`` also counts the
-    scales and zero points that belong to it. ``zeros`` is the share of numbers, from 0 to 1, that stand for zero.
+    ``shape``, ``dtype``, ``bits`` (of one number) and ``elements`` are of the stored array; of two numbers a byte,
+    ``dtype`` is ``int4`` or ``uint4`` and ``elements`` counts the numbers. ``bytes`` is what they take in the
+    file before coding, and the scales and zero points that belong to them. ``zeros`` is the share of numbers, from 0 to
+    1, that stand for zero.
     """
 
     name: str
@@ -43,7 +48,7 @@ def layers(artifact: Artifact) -> tuple[Layer, ...]:
     """
     weights = artifact.weights()
     found = [
-        _layer(name, array, weights, artifact.manifest.layers)
+        _layer(name, array, weights, artifact.manifest.layers, halved=name in artifact.manifest.four_bit)
         for name, array in weights.items()
         if _owner(name, weights) is None
     ]
@@ -75,8 +80,10 @@ def masks(artifact: Artifact, *, cells: int = 48, least: float = 0.1) -> tuple[M
     for name, array in weights.items():
         if array.ndim < 2 or not array.size or _owner(name, weights) is not None:
             continue
-        weight = name.removesuffix(_QUANTIZED)
-        zero = _is_zero(array, weights.get(f"{weight}_zero_point") if name != weight else None)
+        if name.endswith(_PACKED) and array.dtype == np.uint8:
+            array = _unpacked(array)
+        weight = _parameter(name)
+        zero = _zero_places(name, array, weights)
         share = float(zero.mean())
         if share < least:
             continue
@@ -102,24 +109,40 @@ def _shrink(matrix: Array, cells: int) -> Array:
 def _owner(name: str, weights: Mapping[str, Array]) -> str | None:
     """The quantized weight that ``name`` is a scale or zero point of, where it is one."""
     for suffix in _COMPANIONS:
-        quantized = name.removesuffix(suffix) + _QUANTIZED
-        if name.endswith(suffix) and quantized in weights:
-            return quantized
+        base = name.removesuffix(suffix)
+        if name == base:
+            continue
+        for quantized in (base + _QUANTIZED, base + _PACKED):
+            if quantized in weights:
+                return quantized
+        if base in weights and weights[base].dtype in (np.int8, np.uint8):
+            return base
     return None
 
 
-def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mapping[str, str]) -> Layer:
-    weight = name.removesuffix(_QUANTIZED)
-    beside = [weights[weight + suffix] for suffix in _COMPANIONS if name != weight and weight + suffix in weights]
+def _parameter(name: str) -> str:
+    """The weight's name without what says how it is stored."""
+    return name.removesuffix(_QUANTIZED).removesuffix(_PACKED)
+
+
+def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mapping[str, str], *, halved: bool) -> Layer:
+    weight = _parameter(name)
+    beside = [
+        weights[weight + suffix]
+        for suffix in _COMPANIONS
+        if weight + suffix in weights and _owner(weight + suffix, weights) == name
+    ]
+    packed = name.endswith(_PACKED) and array.dtype == np.uint8
+    own = (array.size + 1) // 2 if halved else array.nbytes
     return Layer(
         name=_module(name, weight, modules),
         weight=weight,
         shape=array.shape,
-        dtype=array.dtype.name,
-        bits=array.dtype.itemsize * 8,
-        bytes=array.nbytes + sum(other.nbytes for other in beside),
-        elements=array.size,
-        zeros=_zeros(array, weights.get(f"{weight}_zero_point") if name != weight else None),
+        dtype="int4" if halved else "uint4" if packed else array.dtype.name,
+        bits=4 if halved or packed else array.dtype.itemsize * 8,
+        bytes=own + sum(other.nbytes for other in beside),
+        elements=array.size * 2 if packed else array.size,
+        zeros=_zeros(name, _unpacked(array) if packed else array, weights),
     )
 
 
@@ -127,8 +150,33 @@ def _module(name: str, weight: str, modules: Mapping[str, str]) -> str:
     return modules.get(name) or modules.get(weight) or weight.rpartition(".")[0] or weight
 
 
-def _zeros(array: Array, zero_point: Array | None) -> float:
-    return float(np.count_nonzero(_is_zero(array, zero_point)) / array.size) if array.size else 0.0
+def _zeros(name: str, array: Array, weights: Mapping[str, Array]) -> float:
+    return float(np.count_nonzero(_zero_places(name, array, weights)) / array.size) if array.size else 0.0
+
+
+def _zero_places(name: str, array: Array, weights: Mapping[str, Array]) -> Array:
+    """Which numbers of a weight stand for zero; those of packed weights without a zero point lie around the middle."""
+    companion = f"{_parameter(name)}_zero_point"
+    if _owner(companion, weights) != name:
+        companion = ""
+    zero_point = weights.get(companion)
+    if name.endswith(_PACKED) and array.ndim == 3:
+        if zero_point is None:
+            return np.asarray(array == 8)
+        # A zero point a block, two a byte, each channel's apart.
+        nibbles = _unpacked(zero_point.reshape(len(array), -1))[:, : array.shape[1], None]
+        return np.asarray(array == nibbles)
+    if name.endswith(_QUANTIZED) and array.dtype == np.uint8 and array.ndim == 3:
+        middle = 128 if zero_point is None else zero_point.reshape(len(array), -1, 1)
+        return np.asarray(array == middle)
+    return _is_zero(array, zero_point)
+
+
+def _unpacked(packed: Array) -> Array:
+    """Two numbers for each byte, the low half first, along the last dimension."""
+    whole: Any = packed
+    numbers: Array = np.stack([whole & 15, whole >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+    return numbers
 
 
 def _is_zero(array: Array, zero_point: Array | None) -> Array:

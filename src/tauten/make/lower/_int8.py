@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from onnx import GraphProto, NodeProto
 
 from tauten.make.lower._graph import drop_unused, rename
-from tauten.make.model.model import QuantizationPlan
+from tauten.make.lower._quantize_plan import Choice
+from tauten.make.lower._quantize_weights import Weight
 
-_PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _MATRIX: Final = ("Gemm", "MatMul")
 _MADE: Final = "_quantized"
+_PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def float_matrix_outputs(graph: GraphProto, answers: Sequence[str] = ()) -> None:
@@ -47,30 +48,83 @@ def computed_products(graph: GraphProto) -> list[str]:
     return [node.name for node in graph.node if node.op_type in _MATRIX and not weights & set(node.input[:2])]
 
 
+def untreated(graph: GraphProto, weights: Collection[Weight]) -> dict[str, str]:
+    """Why products of a float graph are none of those that ``weights`` take part in, by weight or by node."""
+    computed = set(computed_products(graph))
+    treated = {id(node) for weight in weights for node in weight.readers}
+    tensors = {tensor.name for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _PRODUCTS or id(node) in treated:
+            continue
+        if node.name in computed:
+            found[node.name] = "both sides are computed: only products with a weight are made int8"
+        else:
+            name = node.input[1] if node.input[1] in tensors else node.name
+            found[name] = "its weight is not a matrix on the right that products alone read"
+    return found
+
+
 def keep_names(graph: GraphProto) -> None:
     """Let a quantized weight bear its parameter's name, in place: the quantizer appends to it how it was made."""
     held = {tensor.name for tensor in graph.initializer}
     taken = held | {name for node in graph.node for name in node.output}
-    names = {name: _parameter(name) for name in held if name.endswith(_MADE)}
+    names = {name: name.removesuffix(_MADE) for name in held if name.endswith(_MADE)}
     unique = Counter(names.values())
     names = {name: short for name, short in names.items() if short not in taken and unique[short] == 1}
     rename(graph, lambda name: names.get(name, name))
 
 
-def report(graph: GraphProto, plan: QuantizationPlan) -> dict[str, Any]:
-    """``{"int8": [names], "float": {name: reason}}`` of the operations that multiply, by the weight that they read."""
+def left_in_float(graph: GraphProto, choices: Collection[Choice]) -> set[str]:
+    """The weights that were to multiply in int8 with fixed ranges, and do not."""
+    producers = {name: node for node in graph.node for name in node.output}
+    by_name = {node.name: node for node in graph.node}
+    left = set()
+    for choice in choices:
+        nodes = [by_name.get(node.name) for node in choice.weight.readers]
+        if choice.way == "static" and not all(node is not None and _in_int8(node, producers) for node in nodes):
+            left.add(choice.weight.name)
+    return left
+
+
+def report(
+    graph: GraphProto,
+    choices: Collection[Choice],
+    ways: Mapping[str, str],
+    reasons: Mapping[str, str],
+    others: Mapping[str, str],
+) -> dict[str, Any]:
+    """What computes in which precision, by the weight that is read, and why.
+
+    ``{"int8": [names], "float": {name: reason}}`` of the operations that multiply; ``embeddings``: tables in whole
+    numbers; ``layers``: by weight, in which precision it is stored and computed with. ``ways`` say how weights that are
+    stored in whole numbers are computed with, ``reasons`` why some stayed in float32 after all, and ``others`` why the
+    remaining products were not treated.
+    """
     producers = {name: node for node in graph.node for name in node.output}
     int8: list[str] = []
     kept: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type not in _PRODUCTS and node.op_type != "MatMulInteger":
-            continue
-        name = _weight_name(node, producers)
-        if node.op_type == "MatMulInteger" or all(_dequantized(source, producers) for source in node.input[:2]):
+    tables: list[str] = []
+    layers: dict[str, dict[str, str]] = {}
+    for choice in choices:
+        name, why = choice.weight.name, reasons.get(choice.weight.name, choice.why)
+        stored = "float32" if name in reasons else choice.precision
+        multiplies = choice.way in ("static", "dynamic") and name not in reasons
+        if choice.weight.kind == "table":
+            tables += [name] if choice.way == "stored" else []
+        elif multiplies:
             int8.append(name)
         else:
-            kept[name] = _reason(node, producers, plan)
-    return {"int8": int8, "float": kept}
+            kept[name] = why
+        computed = "int8" if multiplies else ways.get(name, "float32")
+        layers[name] = {"stored": stored, "computed": computed, **({"why": why} if why else {})}
+    by_name = {node.name: node for node in graph.node if node.op_type in _PRODUCTS}
+    for name, why in others.items():
+        if name in by_name and _in_int8(by_name[name], producers):
+            int8.append(name)
+        else:
+            kept[name] = why
+    return {"int8": int8, "float": kept, "embeddings": tables, "layers": layers}
 
 
 def _chain(output: str, producers: Mapping[str, NodeProto]) -> tuple[NodeProto, NodeProto, NodeProto] | None:
@@ -82,29 +136,5 @@ def _chain(output: str, producers: Mapping[str, NodeProto]) -> tuple[NodeProto, 
     return first, middle, last
 
 
-def _dequantized(name: str, producers: Mapping[str, NodeProto]) -> bool:
-    return name in producers and producers[name].op_type == "DequantizeLinear"
-
-
-def _weight_name(node: NodeProto, producers: Mapping[str, NodeProto]) -> str:
-    """The weight's name without what the quantizer added; the node's name where it reads no weight."""
-    name = node.input[1]
-    if _dequantized(name, producers):
-        name = producers[name].input[0]
-    return _parameter(name) if name not in producers else node.name or node.output[0]
-
-
-def _parameter(name: str) -> str:
-    return name.removesuffix(_MADE).removesuffix("_Transposed")
-
-
-def _reason(node: NodeProto, producers: Mapping[str, NodeProto], plan: QuantizationPlan) -> str:
-    if plan.method == "dynamic":
-        if node.op_type not in _MATRIX:
-            return f"dynamic int8 is for linear layers; {node.op_type} is faster in float"
-        return "both sides are computed: only products with a weight are made dynamic int8"
-    if node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return f"ONNX Runtime has no 8-bit kernel for {node.op_type} on a CPU"
-    if node.input[1] in producers:
-        return "both sides are computed: beside layer normalization only products with a weight are made int8"
-    return "its weight or its input was left in float by ONNX Runtime's quantizer"
+def _in_int8(node: NodeProto, producers: Mapping[str, NodeProto]) -> bool:
+    return all(name in producers and producers[name].op_type == "DequantizeLinear" for name in node.input[:2])

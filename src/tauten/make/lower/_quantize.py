@@ -9,7 +9,7 @@ import platform
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,27 +17,28 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-from onnx import ModelProto
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+import torch
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from tauten.core.rows import count_rows
 from tauten.core.tensor import Arrays
 from tauten.errors import LoweringError
-from tauten.make.lower._compare import open_session, run_session
-from tauten.make.lower._embedding import quantize_embeddings
 from tauten.make.lower._grids import Decided
-from tauten.make.lower._int8 import computed_products, float_matrix_outputs, keep_names, report
-from tauten.make.lower._ranges import find_ranges
+from tauten.make.lower._half import store_halves
+from tauten.make.lower._int8 import float_matrix_outputs, keep_names, left_in_float, report, untreated
+from tauten.make.lower._noise import noise
+from tauten.make.lower._quantize_plan import Choice, choose, halves
+from tauten.make.lower._quantize_products import as_matrix_products, dynamic_products, static_products
+from tauten.make.lower._quantize_weights import Rounded, find_weights, share, tensors_of, untie
+from tauten.make.lower._ranges import find_ranges, float_values
+from tauten.make.lower._recurrent import dynamic_lstms, name_recurrent
 from tauten.make.lower._samples import rows
 from tauten.make.lower._stages import choosable, count_exits, decisions
+from tauten.make.lower._weight_only import store_weights
 from tauten.make.model.model import Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
+from tauten.make.model.ranges import Range
 
 STATIC: Final = (
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool",
@@ -47,21 +48,17 @@ STATIC: Final = (
 """What becomes int8 with fixed ranges: what ONNX Runtime has 8-bit kernels for on a CPU, less softmax, whose 256 steps
 cost more than they save, and normalization, which would only gain rounding around a float kernel."""
 
-PRODUCTS: Final = ("Conv", "MatMul", "Gemm")
-"""What becomes int8 with fixed ranges beside layer normalization: products with a weight alone, with float results. The
-sums between normalizations hold a few values far out of line (Dettmers et al., 2022), which one scale cannot span."""
-
-DYNAMIC: Final = ("MatMul",)
-"""What becomes int8 with ranges found at each call (Gemm is made a MatMul first). Convolutions are not: their dynamic
-kernel has one scale for all channels and is slower than the float one."""
-
 Placement = Literal["auto", "everything", "products"]
 """Which values of a static plan become int8: ``everything`` that has an 8-bit kernel, or alone what ``products`` with a
 weight read. ``auto`` is products beside layer normalization, and everything elsewhere."""
 
 _BATCH: Final = 32  # calibration samples a call: enough for speed, few enough for memory
 _MEASURED: Final = 64  # samples that the signal-to-noise ratio is taken on
-_QUIETEST: Final = 200.0  # dB; stands for outputs that are the same to the bit
+_SHARES_SCALE: Final = (
+    "AveragePool", "Flatten", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze",
+)  # fmt: skip
+"""What has its input's scale for its result, whatever is said of the result."""
+
 _NORMALIZES: Final = ("LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization")
 _TYPES: Final = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
@@ -89,34 +86,57 @@ def quantize(
 ) -> Quantized:
     """The graph in the plan's precision.
 
-    ``decided`` is what layers have fixed already, by the names of their weights. ``graph`` is left as it was.
+    ``decided`` is what layers have fixed already, by the names of their weights: their codes are in the graph as they
+    are. ``placement`` is for static plans. ``graph`` is left as it was.
     Raises ``LoweringError`` where the quantizer fails or the answers are lost in noise.
     """
     saturates, why = saturating_products()
     exits = count_exits(model.module)
-    batches = list(rows(context.task.data("calibrate"), model.inputs, batch=_BATCH, limit=plan.samples))
-    try:
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            path = Path(folder) / "int8.onnx"
-            if plan.method == "static":
-                _static(graph, path, plan, batches, saturates, decisions(graph.graph, exits), placement)
-            else:
-                _dynamic(graph, path, plan, saturates)
-            made = onnx.load(path)
-    except Exception as fault:  # ONNX Runtime's quantizer raises ValueError, RuntimeError, AssertionError and others
-        raise LoweringError(f"ONNX Runtime's quantizer: {type(fault).__name__}: {fault}") from fault
-    notes: dict[str, Any] = {
-        "plan": plan.to_json(),
-        "reduce_range": {"value": saturates, "why": why},
-    }
-    if plan.method == "static":
-        notes["calibration_samples"] = sum(count_rows(model.inputs, batch) for batch in batches)
-        float_matrix_outputs(made.graph, choosable(made.graph, exits))
-    notes["embeddings"] = quantize_embeddings(made.graph)
-    keep_names(made.graph)
-    notes |= report(made.graph, plan)
-    notes["sqnr_db"] = _noise(graph, made, model, context)
-    return Quantized(made, notes)
+    samples = _samples(model, context, max(plan.samples, _MEASURED))
+    calibration = list(rows([(batch, None) for batch in samples], model.inputs, batch=_BATCH, limit=plan.samples))
+    work = _prepared(graph)
+    name_recurrent(work.graph, model.module.state_dict())
+    untie(work.graph)
+    weights = find_weights(work.graph, [name for name, _ in model.module.named_modules()])
+    others = untreated(work.graph, weights)
+    in_float = decisions(work.graph, exits)
+    choices = choose(work.graph, weights, model.module, plan, decided, untouched=in_float, reduced=saturates)
+    halved = halves(work.graph, choices, plan, model.module)
+    notes: dict[str, Any] = {"plan": plan.to_json(), "reduce_range": {"value": saturates, "why": why}}
+    reasons: dict[str, str] = {}
+    if any(choice.way == "static" for choice in choices):
+        notes["calibration_samples"] = sum(count_rows(model.inputs, batch) for batch in calibration)
+        fixed = _decided_ranges(choices, decided)
+        if placement == "auto":
+            normalizes = any(node.op_type in _NORMALIZES for node in work.graph.node)
+            placement, pairs = ("products", True) if normalizes else ("everything", False)
+        else:
+            pairs = False
+        notes["placement"] = placement
+        if placement == "products":
+            _products(work, plan, choices, calibration, fixed, pairs=pairs)
+        else:
+            work = _everything(work, plan, choices, calibration, fixed, in_float, saturates)
+            float_matrix_outputs(work.graph, choosable(work.graph, exits))
+        left = left_in_float(work.graph, choices)
+        reasons |= dict.fromkeys(left, "its input was left in float by ONNX Runtime's quantizer")
+    elif exits:
+        float_matrix_outputs(work.graph, choosable(work.graph, exits))
+    dynamic_lstms(work, _rounded(choices, "dynamic", "recurrent"))
+    moved = _rounded(choices, "dynamic", "matrix")
+    stored = _rounded(choices, "stored")
+    turned = [choice.weight.name for choice in choices if choice.weight.kind == "matrix" and choice.weight.plain]
+    as_matrix_products(work.graph, [name for name in turned if name in moved or name in stored])
+    dynamic_products(work.graph, {name: _as_stored(work, name, rounded) for name, rounded in moved.items()})
+    stored = {name: _as_stored(work, name, rounded) for name, rounded in stored.items()}
+    ways = store_weights(work, stored)
+    reasons |= store_halves(work, halved)
+    share(work.graph)
+    notes |= report(work.graph, choices, ways, reasons, others)
+    fours = {choice.weight.name for choice in choices if choice.rounded is not None and choice.rounded.bits <= 4}
+    keep_names(work.graph)
+    notes |= noise(graph, work, model, samples, simulated=bool(decided))
+    return Quantized(work, notes, _nibbles(work, fours))
 
 
 def saturating_products() -> tuple[bool, str]:
@@ -146,58 +166,140 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return next(self._left, None)
 
 
-def _static(
-    graph: ModelProto,
-    path: Path,
-    plan: QuantizationPlan,
-    batches: list[Arrays],
-    saturates: bool,
-    in_float: list[str],
-    placement: Placement,
-) -> None:
-    options: dict[str, Any] = {
-        "ActivationSymmetric": False,
-        "WeightSymmetric": True,
+def _samples(model: Model, context: Context, count: int) -> list[Arrays]:
+    """Calibration data, read once and the same for a seed even where a loader shuffles."""
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            np.random.seed(context.seed % 2**32)
+            return list(rows(context.task.data("calibrate"), model.inputs, batch=_BATCH, limit=count))
+    finally:
+        np.random.set_state(state)
+
+
+def _rounded(choices: Collection[Choice], way: str, kind: str = "") -> dict[str, Rounded]:
+    return {
+        choice.weight.name: choice.rounded
+        for choice in choices
+        if choice.way == way and choice.rounded is not None and kind in ("", choice.weight.kind)
     }
-    kinds, excluded = list(STATIC), list(in_float)
-    if placement == "auto" and any(node.op_type in _NORMALIZES for node in graph.graph.node):
-        placement = "products"
-    if placement == "products":
-        kinds = list(PRODUCTS)
-        options["OpTypesToExcludeOutputQuantization"] = kinds
-        excluded += computed_products(graph.graph)
-    prepared = _prepared(graph)
-    if plan.calibration != "minmax":
-        # The runtime's own histograms grow with each value that lies far out, until they fill the memory.
-        ranges = find_ranges(prepared, kinds, batches, plan.calibration)
-        options["TensorQuantOverrides"] = {
-            name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
-        }
-    quantize_static(
-        prepared,
-        path,
-        _Reader(batches),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=kinds,
-        nodes_to_exclude=excluded,
-        per_channel=plan.per_channel,
-        reduce_range=saturates,
-        activation_type=_TYPES[plan.activations],
-        weight_type=_TYPES[plan.weights],
-        extra_options=options,
-    )
 
 
-def _dynamic(graph: ModelProto, path: Path, plan: QuantizationPlan, saturates: bool) -> None:
-    quantize_dynamic(
-        _prepared(graph),
-        path,
-        op_types_to_quantize=list(DYNAMIC),
-        per_channel=plan.per_channel,
-        reduce_range=saturates,
-        weight_type=_TYPES[plan.weights],
-        extra_options={"WeightSymmetric": True, "MatMulConstBOnly": True},
-    )
+def _as_stored(work: ModelProto, name: str, rounded: Rounded) -> Rounded:
+    """``rounded`` in the layout that the tensor has now: a ``Gemm`` made a ``MatMul`` has turned it."""
+    dims = next(tuple(tensor.dims) for tensor in work.graph.initializer if tensor.name == name)
+    reads = {node.op_type for node in work.graph.node if name in node.input}
+    turned = rounded.codes.ndim == 2 and reads == {"MatMul"} and (rounded.axis == 0 or rounded.codes.shape != dims)
+    return rounded.transposed() if turned else rounded
+
+
+def _decided_ranges(choices: Collection[Choice], decided: Mapping[str, Decided]) -> dict[str, Range]:
+    """By a value, the range that the layers which read it have decided: the widest, where they differ."""
+    found: dict[str, Range] = {}
+    for choice in choices:
+        fixed = decided.get(choice.weight.name)
+        if choice.way != "static" or fixed is None or fixed.input_range is None:
+            continue
+        for node in choice.weight.readers:
+            low, high = found.get(node.input[0], (0.0, 0.0))
+            found[node.input[0]] = (min(low, fixed.input_range[0]), max(high, fixed.input_range[1]))
+    return found
+
+
+def _products(
+    work: ModelProto,
+    plan: QuantizationPlan,
+    choices: Collection[Choice],
+    batches: Sequence[Arrays],
+    fixed: Mapping[str, Range],
+    *,
+    pairs: bool,
+) -> None:
+    rounded = _rounded(choices, "static")
+    nodes = [node for choice in choices if choice.way == "static" for node in choice.weight.readers]
+    values = {node.input[0] for node in nodes}
+    if pairs:
+        made = {node.output[0] for node in nodes if node.op_type == "Conv"}
+        values |= made | {node.output[0] for node in work.graph.node if made & set(node.input)}
+    known = set(float_values(work, sorted({node.op_type for node in work.graph.node})))
+    ranges = find_ranges(work, sorted((values - fixed.keys()) & known), batches, plan.calibration)
+    static_products(work.graph, rounded, {**ranges, **fixed}, plan.activations, pairs=pairs)
+
+
+def _everything(
+    work: ModelProto,
+    plan: QuantizationPlan,
+    choices: Collection[Choice],
+    batches: Sequence[Arrays],
+    fixed: Mapping[str, Range],
+    in_float: Collection[str],
+    saturates: bool,
+) -> ModelProto:
+    """What ONNX Runtime's own quantizer makes of the graph, with the scales that were found here."""
+    rounded = _rounded(choices, "static")
+    excluded = {node.name for choice in choices if choice.way != "static" for node in choice.weight.readers}
+    # The runtime's own histograms grow with each value that lies far out, until they fill the memory.
+    ranges = find_ranges(work, float_values(work, STATIC), batches, plan.calibration)
+    producers = {name: node for node in work.graph.node for name in node.output}
+    for name, ends in fixed.items():
+        source = name
+        while source in producers and producers[source].op_type in _SHARES_SCALE:
+            source = producers[source].input[0]
+        for value in (name, source):
+            low, high = ranges.get(value, ends) if value in fixed and value != name else ends
+            ranges[value] = (min(low, ends[0]), max(high, ends[1]))
+    overrides: dict[str, Any] = {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}] for name, (low, high) in ranges.items()
+    }
+    overrides |= {name: _override(weight) for name, weight in rounded.items()}
+    try:
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            path = Path(folder) / "int8.onnx"
+            quantize_static(
+                work,
+                path,
+                _Reader(list(batches[:1])),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=list(STATIC),
+                nodes_to_exclude=sorted({*in_float, *excluded}),
+                per_channel=plan.per_channel,
+                reduce_range=saturates,
+                activation_type=_TYPES[plan.activations],
+                weight_type=_TYPES[plan.weights],
+                extra_options={
+                    "ActivationSymmetric": False, "WeightSymmetric": True, "TensorQuantOverrides": overrides,
+                },
+            )  # fmt: skip
+            made = onnx.load(path)
+    except Exception as fault:  # ONNX Runtime's quantizer raises ValueError, RuntimeError, AssertionError and others
+        raise LoweringError(f"ONNX Runtime's quantizer: {type(fault).__name__}: {fault}") from fault
+    tensors = tensors_of(made.graph)
+    for name, weight in rounded.items():
+        codes, scale = tensors.get(f"{name}_quantized"), tensors.get(f"{name}_scale")
+        # It has rounded anew, past the ends of a narrower grid. A scale that it widened lest a bias overflow goes with
+        # its own codes.
+        if codes is None or scale is None or not np.array_equal(numpy_helper.to_array(scale), weight.scale):
+            continue
+        codes.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weight.codes), codes.name))
+    return made
+
+
+def _override(rounded: Rounded) -> list[dict[str, Any]]:
+    """A weight's grid as the quantizer wants it told: an entry a channel."""
+    zero = np.zeros(rounded.scale.shape, np.int8) if rounded.zero_point is None else rounded.zero_point
+    along = {} if rounded.axis is None else {"axis": rounded.axis}
+    return [
+        {"quant_type": QuantType.QInt8, "scale": one, "zero_point": other, **along}
+        for one, other in zip(rounded.scale.reshape(-1), zero.reshape(-1), strict=True)
+    ]
+
+
+def _nibbles(work: ModelProto, weights: Collection[str]) -> frozenset[str]:
+    """The int8 tensors of the graph that hold 4-bit weights."""
+    names = {name for weight in weights for name in (weight, f"{weight}_quantized")}
+    kept = (tensor for tensor in work.graph.initializer if tensor.data_type == TensorProto.INT8)
+    return frozenset(tensor.name for tensor in kept if tensor.name in names)
 
 
 def _prepared(graph: ModelProto) -> ModelProto:
@@ -205,33 +307,6 @@ def _prepared(graph: ModelProto) -> ModelProto:
     copy = onnx.shape_inference.infer_shapes(graph)
     copy.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     return copy
-
-
-def _noise(reference: ModelProto, quantized: ModelProto, model: Model, context: Context) -> dict[str, float]:
-    """Signal to quantization noise in dB, an output: ten times the log of the ratio of their powers."""
-    names = [value.name for value in reference.graph.output]
-    signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    before, after = open_session(reference), open_session(quantized)
-    for batch in rows(context.task.data("calibrate"), model.inputs, batch=_BATCH, limit=_MEASURED):
-        expected, came = run_session(before, names, batch), run_session(after, names, batch)
-        for name in names:
-            wanted = expected[name].astype(np.float64)
-            kept = np.isfinite(wanted)
-            signal[name] += float(np.square(wanted[kept]).sum())
-            noise[name] += float(np.square(wanted[kept] - came[name].astype(np.float64)[kept]).sum())
-    ratios = {name: _decibel(signal[name], noise[name]) for name in names}
-    lost = {name: ratio for name, ratio in ratios.items() if not ratio > 0}
-    if lost:
-        raise LoweringError(f"int8: the answers are lost in noise (signal to noise in dB: {lost}); leave it in float")
-    return ratios
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0:
-        return _QUIETEST
-    if signal == 0 or not np.isfinite(noise):
-        return float("-inf")
-    return round(min(10 * float(np.log10(signal / noise)), _QUIETEST), 2)
 
 
 @contextlib.contextmanager

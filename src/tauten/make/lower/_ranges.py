@@ -15,14 +15,20 @@ from tauten.make.model.ranges import BINS, CHOOSERS, Range
 
 
 def find_ranges(
-    graph: ModelProto, kinds: Sequence[str], batches: Sequence[Arrays], method: Literal["percentile", "mse", "entropy"]
+    graph: ModelProto,
+    names: Sequence[str],
+    batches: Sequence[Arrays],
+    method: Literal["minmax", "percentile", "mse", "entropy"],
 ) -> dict[str, Range]:
-    """The range of each float value that an operation of ``kinds`` reads or makes.
+    """The range of each float value of ``names``; one that is zero throughout has none.
 
-    Two walks over ``batches``, one for the extremes and one for histograms between them: memory does not grow with the
-    data, and a value far out costs resolution but no time. A range always holds 0, which padding needs.
+    Two walks over ``batches``, one for the extremes and one for histograms between them (which ``minmax`` needs not):
+    memory does not grow with the data, and a value far out costs resolution but no time. A range always holds 0, which
+    padding needs.
     """
-    names = _values(graph, kinds)
+    if not names:
+        return {}
+    names = list(names)
     opened = ModelProto()
     opened.CopyFrom(graph)
     present = {value.name for value in graph.graph.output}
@@ -35,6 +41,8 @@ def find_ranges(
             finite = array[np.isfinite(array)]
             if finite.size:
                 ends[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+    if method == "minmax":
+        return {name: (low, high) for name, (low, high) in ends.items() if low < high}
     counts = {name: np.zeros(BINS) for name in names}
     for batch in batches:
         for name, array in run_session(session, names, batch).items():
@@ -45,7 +53,8 @@ def find_ranges(
     return {name: choose(counts[name], ends[name]) for name in names if counts[name].any()}
 
 
-def _values(graph: ModelProto, kinds: Sequence[str]) -> list[str]:
+def float_values(graph: ModelProto, kinds: Sequence[str]) -> list[str]:
+    """The float values that an operation of ``kinds`` reads or makes, but for weights."""
     known = onnx.shape_inference.infer_shapes(graph).graph
     values = (*known.input, *known.value_info, *known.output)
     floats = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
