@@ -56,7 +56,7 @@ def from_task(reference: str, split: str | None, metric: str | None, original: P
 def from_npz(path: Path, manifest: Manifest, metric: str | None, original: Path | None) -> Judged:
     """From a ``.npz`` file: an array for each input, and ``labels``."""
     found = find_metric(metric or "accuracy")
-    arrays = _read_npz(path)
+    arrays = read_npz(path)
     if LABELS in {spec.name for spec in manifest.inputs}:
         raise TaskError(f"{path}: the model has an input called {LABELS!r}: use a task file")
     labels = arrays.pop(LABELS, None)
@@ -76,7 +76,8 @@ def _name(metric: object) -> str:
     return metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
 
 
-def _read_npz(path: Path) -> Arrays:
+def read_npz(path: Path) -> Arrays:
+    """The arrays in a ``.npz`` file, by name; ``TaskError`` where it is none, or holds anything but plain arrays."""
     try:
         stored = np.load(path, allow_pickle=False)
         if not isinstance(stored, np.lib.npyio.NpzFile):

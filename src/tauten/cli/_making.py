@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from tauten.cli.output import console
 from tauten.cli.progress import LiveProgress
 from tauten.core.target import Target, find_target
-from tauten.errors import ExtraMissing
+from tauten.errors import ConfigError, ExtraMissing
 
 if TYPE_CHECKING:
     from tauten.make.model.task import Task
@@ -33,14 +34,39 @@ def choose_target(name: str, threads: int | None) -> Target:
     return found if threads is None else Target.from_json({**found.to_json(), "threads": threads})
 
 
-def read_task(reference: str, out: Path | None) -> tuple[Task, str, Path]:
-    """The task, the text it was read from (an edited task file is another task), and the run's folder."""
+def read_task(
+    reference: str, out: Path | None, calibrate: Path | None = None, metric: str | None = None
+) -> tuple[Task, str, Path]:
+    """The task, the text it was read from (an edited task file is another task), and the run's folder.
+
+    An ONNX file becomes a task with the samples of the file ``calibrate``. Raises ``ConfigError`` where the two are not
+    given together.
+    """
     from tauten.cli.task import load_task
 
+    if reference.endswith(".onnx"):
+        return _read_onnx(reference, out, calibrate, metric)
+    if calibrate or metric:
+        raise ConfigError("--calibrate and --metric go with a model in a .onnx file; a task file has its own")
     task = load_task(reference)
     path = Path(reference.rpartition(":")[0] or reference)
     text = path.read_text("utf-8") if path.suffix == ".py" and path.is_file() else reference
     return task, text, out or Path("build") / task.name
+
+
+def _read_onnx(reference: str, out: Path | None, calibrate: Path | None, metric: str | None) -> tuple[Task, str, Path]:
+    from tauten.cli._data import LABELS, read_npz
+    from tauten.make.model.imported import onnx_task
+
+    if calibrate is None:
+        raise ConfigError(
+            f"{reference}: expected --calibrate FILE.npz with an array of samples for each input, and labels if there "
+            "are any"
+        )
+    arrays = read_npz(calibrate)
+    task = onnx_task(reference, arrays, labels=arrays.pop(LABELS, None), metric=metric)
+    origin = " ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in (Path(reference), calibrate))
+    return task, origin, out or Path("build") / task.name
 
 
 @contextmanager

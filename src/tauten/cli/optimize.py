@@ -15,13 +15,14 @@ from tauten.errors import BudgetNotMet
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tauten.make.model.task import Task
     from tauten.make.search.recipe import Recipe
 
 DEFAULT_DROP = 0.5
 
 
 def command(
-    task: Annotated[str, typer.Argument(help="The task: FILE.py:function, or package.module:function.")],
+    task: Annotated[str, typer.Argument(help="The task: FILE.py:function, or package.module:function; or MODEL.onnx.")],
     target: Annotated[
         str, typer.Option(help="Where it will run: server-cpu, gpu, mobile, iot, or a .toml file.")
     ] = "server-cpu",
@@ -46,6 +47,14 @@ def command(
             help="One of the target's engines, by default its first; auto measures those installed and keeps the best."
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.npz", help="Samples for MODEL.onnx: an array for each input, and `labels` if any."),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Quality of MODEL.onnx. Default: accuracy with labels, else fidelity."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the result. Default: build/ and the task's name.")
     ] = None,
@@ -57,6 +66,8 @@ def command(
     """Prune, quantize and measure a model, and keep the best artifact within the budget.
 
     Example: `tauten optimize digits.py:task --max-drop 0.5 --max-bytes 200KB --out build/digits`
+
+    A model that is a file already: `tauten optimize model.onnx --calibrate samples.npz --level low`
 
     The same command again goes on where an interrupted run stopped. Exit code 3: nothing holds the budget.
     """
@@ -75,24 +86,24 @@ def command(
     if dry_run:
         emit([recipe.to_json() for recipe in recipes], as_json, lambda page: _show_recipes(page, recipes))
         return
-    _run(task, chosen, budget, level if level in LEVELS else recipes, strategy, engine, out, seed, as_json)
+    read = read_task(task, out, calibrate, metric)
+    _run(read, chosen, budget, level if level in LEVELS else recipes, strategy, engine, seed, as_json)
 
 
 def _run(
-    reference: str,
+    read: tuple[Task, str, Path],
     target: Target,
     budget: Budget | None,
     level: str | tuple[Recipe, ...],
     strategy: str,
     engine: str | None,
-    out: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
     from tauten.cli.tables import show_result
     from tauten.make.search.optimize import optimize
 
-    task, origin, folder = read_task(reference, out)
+    task, origin, folder = read
     with watched(folder) as progress:
         result = optimize(
             task,
