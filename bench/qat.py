@@ -2,15 +2,14 @@
 
 ``python -m bench.qat``; needs TAUTEN_DATA or a network. The CNN of ``examples/mnist.py`` is trained once a data set and
 seed, then by ``quantize.quantization_aware`` with its first and last layer in 8 bits. Beside it stands the same network
-in float and in int8 (``quantize.post_training``). All three are written as artifacts and run by ONNX Runtime; their
-accuracy is that of the artifacts on the test images, which nothing was chosen on: epochs are chosen on the last 5,000
-training images. Trained networks are kept in ``build/bench``; remove them to train anew. ``--train`` stops before
-anything is measured.
+in float, and rounded without training (``quantize.post_training``) to int8 and to the same 4 and 8 bits. All four are
+written as artifacts and run by ONNX Runtime; their accuracy is that of the artifacts on the test images, which nothing
+was chosen on: epochs are chosen on the last 5,000 training images. Trained networks are kept in ``build/bench``; remove
+them to train anew. ``--train`` stops before anything is measured.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 import tempfile
@@ -19,19 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 import tauten
 from bench._fitted import CACHE, fitted
 from bench._results import spread, write
 from examples.mnist import images_task
 from tauten.make.datasets import Name
-from tauten.make.layers.quantized import Grid, QuantizedLayer
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
 from tauten.make.model.model import QUANTIZED, Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
-from tauten.make.passes.quantize._aware_norms import fold_norms
+from tauten.make.model.weights import load_module, save_module
 from tauten.make.passes.quantize.quantization_aware import QuantizationAware
 from tauten.run.measure.quality import drop, find_metric, measure_quality
 
@@ -60,10 +56,10 @@ def main() -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """Markdown: a row a data set."""
-    lines = ["| | float | int8, not trained | 4-bit weights, learned | points lost | bytes: float, int8, 4-bit |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| | float | int8 | 4-bit, rounded | 4-bit, learned | points lost | bytes: float, int8, 4-bit |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for name, what in FIGURES.items():
-        percent = [f"{figures[f'{what}_{kind}_percent']:.2f} %" for kind in ("float", "int8", "int4")]
+        percent = [f"{figures[f'{what}_{kind}_percent']:.2f} %" for kind in ("float", "int8", "rounded", "int4")]
         sizes = ", ".join(f"{figures[f'{what}_{kind}_bytes']:,.0f}" for kind in ("float", "int8", "int4"))
         around = figures[f"{what}_drop_points_spread"]
         lost = f"{figures[f'{what}_drop_points']:.2f} ({around['low']:.2f} to {around['high']:.2f})"
@@ -80,8 +76,13 @@ def _task(name: Name, seed: int) -> tauten.Task:
 def _seed(name: Name, seed: int) -> dict[str, float]:
     """Accuracy in percent on the test images, and bytes, of what is deployed."""
     task = _task(name, seed)
-    learned, notes = _learned(task, seed)
-    models = {"float": to_model(task), "int8": tauten.quantize(task, seed=seed), "int4": learned}
+    learned = _learned(task, seed)
+    models = {
+        "float": to_model(task),
+        "int8": tauten.quantize(task, seed=seed),
+        "rounded": tauten.quantize(task, bits=4, calibration="mse", layers=_edges(learned), seed=seed),
+        "int4": learned,
+    }
     metric = find_metric(task.metric)
     qualities, found = {}, dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
@@ -91,47 +92,32 @@ def _seed(name: Name, seed: int) -> dict[str, float]:
             qualities[kind] = measure_quality(engine, task.data("test"), metric)
             found[f"{kind}_percent"] = qualities[kind].measure.value
             found[f"{kind}_bytes"] = artifact.size_bytes
-    found["drop_points"] = drop(qualities["float"], qualities["int4"], metric.better).value
-    found["int8_drop_points"] = drop(qualities["float"], qualities["int8"], metric.better).value
-    found["validation_percent_rounded"] = notes["scores"]["post_training"]
-    found["validation_percent_learned"] = notes["scores"]["trained"]
+    for kind in ("int8", "rounded", "int4"):
+        found[f"{kind}_drop_points"] = drop(qualities["float"], qualities[kind], metric.better).value
+    found["drop_points"] = found.pop("int4_drop_points")
     print(f"{name}, seed {seed}: {json.dumps(found)}", flush=True)
     return found
 
 
-def _learned(task: tauten.Task, seed: int) -> tuple[Model, dict[str, Any]]:
-    """The network with learned steps and the notes of the pass, from the cache where it was trained before."""
+def _edges(learned: Model) -> tuple[tuple[str, str], ...]:
+    """The layers that the plan keeps in 8 bits."""
+    return () if learned.quantization is None else tuple(learned.quantization.layers.items())
+
+
+def _learned(task: tauten.Task, seed: int) -> Model:
+    """The network with learned steps, from the cache where it was trained before."""
     model = to_model(task)
-    context = Context(task, model.module, seed)
     path = CACHE / f"{task.name}-{seed}-int{STEP.bits}-{STEP.epochs}.safetensors"
-    if not path.is_file():
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
         started = time.perf_counter()
-        made = apply(STEP, model, replace(context, checkpoints=CACHE / "checkpoints"))
+        made = apply(STEP, model, Context(task, model.module, seed, checkpoints=CACHE / "checkpoints"))
         notes = dict(made.history[-1].notes)
         print(f"{task.name}, seed {seed}: {time.perf_counter() - started:.0f} s: {notes['scores']}", flush=True)
-        state = {key: value.contiguous() for key, value in made.module.state_dict().items()}
-        safetensors.torch.save_file(state, path, {"notes": json.dumps(notes)})
-    with safetensors.safe_open(path, "pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-    return _restored(model, context, safetensors.torch.load_file(path), notes), notes
-
-
-def _restored(model: Model, context: Context, state: dict[str, Any], notes: dict[str, Any]) -> Model:
-    """The model as the pass left it."""
-    model = model.but(module=copy.deepcopy(model.module))
-    fold_norms(model, context)
-    for path, bits in notes["bits"].items():
-        layer: Any = model.module.get_submodule(path)
-        ends = [state.get(f"{path}.input_{end}") for end in ("low", "high")]
-        grid = Grid(bits, 0, state[f"{path}.scale"])
-        learned = QuantizedLayer(
-            layer, state[f"{path}.codes"], grid, None if ends[0] is None else (float(ends[0]), float(ends[1]))
-        )
-        parent, _, last = path.rpartition(".")
-        setattr(model.module.get_submodule(parent) if parent else model.module, last, learned.eval())
-    model.module.load_state_dict(state)
-    plan = QuantizationPlan.from_json(notes["plan"])
-    return model.but(quantization=plan, facts=frozenset({QUANTIZED}))
+        save_module(made, path)
+        beside.write_text(json.dumps(notes))
+    plan = QuantizationPlan.from_json(json.loads(beside.read_text("utf-8"))["plan"])
+    return model.but(module=load_module(path, task), quantization=plan, facts=frozenset({QUANTIZED}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tauten.errors import PassError
 from tauten.make.layers.learned_steps import LearnedLayer, LearnedRange, round_input, round_weight
-from tauten.make.layers.quantized import round_to_range
+from tauten.make.layers.quantized import Grid, round_to_range
 
 
 def through(x: Tensor) -> Tensor:
@@ -106,10 +106,10 @@ LAYERS: list[tuple[nn.Module, Any]] = [
 @pytest.mark.parametrize(("layer", "x"), LAYERS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_what_is_fixed_answers_as_what_was_trained(layer: Any, x: Tensor, bits: int) -> None:
-    axis = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d) else 0
-    steps = torch.full((layer.weight.shape[axis],), 0.02)
-    inputs = None if isinstance(layer, nn.Embedding) else LearnedRange(-1.5, 2.0)
-    learned = LearnedLayer(layer, bits, steps, inputs)
+    axis = 1 if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose3d) else 0
+    axis = None if isinstance(layer, nn.ConvTranspose2d) else axis
+    grid = Grid(bits, axis, torch.full(() if axis is None else (layer.weight.shape[axis],), 0.02))
+    learned = LearnedLayer(layer, grid, None if isinstance(layer, nn.Embedding) else LearnedRange(-1.5, 2.0))
     with torch.no_grad():
         learned.growth.uniform_(-0.5, 0.5)
     answer = learned(x)
@@ -124,11 +124,11 @@ def test_what_is_fixed_answers_as_what_was_trained(layer: Any, x: Tensor, bits: 
 
 
 def test_no_step_changes_its_sign() -> None:
-    layer = LearnedLayer(nn.Linear(2, 2), 4, torch.tensor([0.1, 3.0]), LearnedRange(0.0, 1.0))
+    layer = LearnedLayer(nn.Linear(2, 2), Grid(4, 0, torch.tensor([0.1, 3.0])), LearnedRange(0.0, 1.0))
     with torch.no_grad():
         layer.growth.fill_(-20)
         layer.inputs.growth.fill_(5)
-    assert (layer.steps > 0).all()
+    assert (layer.grid.scale > 0).all()
     assert layer.inputs.ends[0] == 0
 
 
@@ -136,15 +136,24 @@ def test_bfloat16_inputs_are_rounded_in_float32() -> None:
     assert LearnedRange(0.0, 1.0)(torch.rand(2, 3).bfloat16()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("steps", [torch.ones(3), torch.tensor([1.0, 0.0]), torch.tensor(1.0)])
-def test_steps_that_do_not_fit_are_refused(steps: Tensor) -> None:
-    with pytest.raises(PassError, match="expected 2 steps above 0"):
-        LearnedLayer(nn.Linear(2, 2), 8, steps)
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        (Grid(8, 0, torch.ones(3)), "expected steps above 0"),
+        (Grid(8, 0, torch.tensor([1.0, 0.0])), "expected steps above 0"),
+        (Grid(8, 0, torch.tensor(1.0)), "expected steps above 0"),
+        (Grid(8, 0, torch.ones(2), torch.zeros(2, dtype=torch.int8)), "symmetric grid without groups"),
+        (Grid(8, 0, torch.ones(2, 1), group=2), "symmetric grid without groups"),
+    ],
+)
+def test_grids_that_do_not_fit_are_refused(grid: Grid, told: str) -> None:
+    with pytest.raises(PassError, match=told):
+        LearnedLayer(nn.Linear(2, 2), grid)
 
 
 def test_another_layer_is_refused() -> None:
     with pytest.raises(PassError, match="LayerNorm"):
-        LearnedLayer(nn.LayerNorm(2), 8, torch.ones(2))
+        LearnedLayer(nn.LayerNorm(2), Grid(8, 0, torch.ones(2)))
 
 
 @pytest.mark.parametrize("ends", [(0.0, 0.0), (0.1, 1.0), (-1.0, math.inf), (-2.0, -1.0), (math.nan, 1.0)])

@@ -60,8 +60,8 @@ def test_every_layer_comes_out_on_its_grid_with_the_range_of_its_input(task: tau
     made = learn(task)
     found = grids(made)
     assert {name: layer.bits for name, layer in found.items()} == {"0": 8, "3": 4, "5": 8}
-    assert notes_of(made)["bits"] == {"0": 8, "3": 4, "5": 8}
-    assert notes_of(made)["folded"] == ["1"]
+    assert notes_of(made)["layers"] == {"0": "int8", "3": "int4", "5": "int8"}
+    assert notes_of(made)["folded"] == {"1": "0"}
     assert isinstance(made.module[1], nn.Identity)
     low, high = found["0"].input_range
     assert low < 0 < high
@@ -132,8 +132,7 @@ def test_a_training_that_ended_early_goes_on(task: tauten.Task, tmp_path: Path) 
 def test_layers_have_the_precision_that_is_asked_for(task: tauten.Task) -> None:
     made = learn(task, layers=(("0", "int4"), ("3", "float32"), ("5", "int4")))
     assert {name: layer.bits for name, layer in grids(made).items()} == {"0": 4, "5": 4}
-    assert notes_of(made)["refused"] == {"3": "it is to stay in float32"}
-    assert made.quantization.layers == {"3": "float32"}
+    assert made.quantization.layers == {"0": "int4", "3": "float32", "5": "int4"}
     assert isinstance(made.module[3], nn.Linear)
 
 
@@ -172,7 +171,7 @@ def test_what_cannot_be_treated_stays_and_is_told() -> None:
     task = classify(model=Several().eval())
     made = learn(task, epochs=1)
     notes = notes_of(made)
-    assert list(notes["bits"]) == ["wide", "left", "right", "head"]
+    assert list(notes["layers"]) == ["wide", "left", "right", "head"]
     assert set(notes["refused"]) == {"lstm", "attention", "tied", "again", "idle"}
     assert made.quantization.layers["lstm"] == made.quantization.layers["attention"] == "float32"
     left, right = made.module.left, made.module.right
@@ -184,7 +183,7 @@ def test_a_single_layer_is_a_model() -> None:
     torch.manual_seed(0)
     made = learn(classify(model=nn.Linear(FEATURES, CLASSES)), epochs=1)
     assert isinstance(made.module, QuantizedLayer)
-    assert notes_of(made)["bits"] == {"": 8}
+    assert notes_of(made)["layers"] == {"": "int8"}
 
 
 def test_a_model_without_layers_is_refused() -> None:
@@ -224,7 +223,7 @@ class Changed(nn.Module):
 def test_norms_that_cannot_be_folded_stay() -> None:
     torch.manual_seed(0)
     made = learn(classify(model=Changed().eval()), epochs=1)
-    assert notes_of(made)["folded"] == []
+    assert "folded" not in notes_of(made)
     assert isinstance(made.module.norm, nn.BatchNorm1d)
 
 

@@ -24,19 +24,13 @@ from tauten.errors import PassError
 from tauten.make.layers.quantized import QUANTIZABLE, Grid, QuantizedLayer, apply_layer, round_to_range
 
 _STEPS: Final = 255
-_TRANSPOSED: Final = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def output_axis(layer: nn.Module) -> int:
-    """The dimension of the weight of ``layer`` along which its outputs lie (of an embedding: its rows)."""
-    return 1 if isinstance(layer, _TRANSPOSED) else 0
 
 
 def round_weight(weight: Tensor, steps: Tensor, bits: int) -> Tensor:
     """``weight`` on whole multiples of ``steps``, from ``-2**(bits-1)`` to ``2**(bits-1) - 1`` of them.
 
-    ``steps`` is above 0 and has the weight's dimensions, of which all but one are 1. Gradients are those of LSQ, that
-    of the steps scaled by ``1 / sqrt(weights a step * largest code)``.
+    ``steps`` is above 0 and multiplies the weight. Gradients are those of LSQ, that of the steps scaled by
+    ``1 / sqrt(weights a step * largest code)``.
     """
     half = 2 ** (bits - 1)
     share = 1.0 / math.sqrt(weight.numel() / steps.numel() * (half - 1))
@@ -86,35 +80,39 @@ class LearnedRange(nn.Module):
 class LearnedLayer(nn.Module):
     """A layer of ``QUANTIZABLE`` that computes with its weight rounded, and its input where ``inputs`` is given.
 
-    ``steps``, ``(outputs,)``, are where the weight's steps begin, one an output channel; an output channel whose
-    weights are all zero may have any step above 0. Raises ``PassError`` for another layer or steps that do not fit.
+    The steps of the weight begin with those of ``grid``, which is symmetric. Raises ``PassError`` for another layer or
+    a grid that does not fit.
     """
 
     start: Tensor
 
-    def __init__(self, layer: nn.Module, bits: int, steps: Tensor, inputs: LearnedRange | None = None) -> None:
+    def __init__(self, layer: nn.Module, grid: Grid, inputs: LearnedRange | None = None) -> None:
         super().__init__()
         weight = getattr(layer, "weight", None)
         if not isinstance(layer, QUANTIZABLE) or not isinstance(weight, Tensor):
             raise PassError(f"expected a layer of one weight, got {type(layer).__name__}")
-        self.axis = output_axis(layer)
-        if steps.shape != (weight.shape[self.axis],) or not bool((steps > 0).all()):
-            raise PassError(f"expected {weight.shape[self.axis]} steps above 0, got {tuple(steps.shape)}")
-        self.layer, self.bits, self.inputs = layer, bits, inputs
-        self.register_buffer("start", steps.detach().clone())
+        if grid.zero_point is not None or grid.group:
+            raise PassError("expected a symmetric grid without groups")
+        steps = grid.scale.detach()
+        shape = () if grid.axis is None else (weight.shape[grid.axis],)
+        if steps.shape != shape or not bool((steps > 0).all()):
+            raise PassError(f"expected steps above 0 of shape {shape}, got {tuple(steps.shape)}")
+        self.layer, self.bits, self.axis, self.inputs = layer, grid.bits, grid.axis, inputs
+        self.register_buffer("start", steps.clone())
         self.growth = nn.Parameter(torch.zeros_like(self.start))
 
     @property
-    def steps(self) -> Tensor:
-        """The steps of the weight, ``(outputs,)``."""
-        return self.start * self.growth.exp()
+    def grid(self) -> Grid:
+        """Where the weight's numbers lie now; gradients reach its scale."""
+        return Grid(self.bits, self.axis, self.start * self.growth.exp())
 
     @property
     def weight(self) -> Tensor:
         """The weight on its grid."""
-        weight: Any = self.layer.weight
-        shape = [-1 if dim == self.axis else 1 for dim in range(weight.dim())]
-        return round_weight(weight, self.steps.reshape(shape), self.bits)
+        weight, grid = self.layer.weight, self.grid
+        if not isinstance(weight, Tensor):
+            raise PassError(f"expected a layer of one weight, got {type(self.layer).__name__}")
+        return round_weight(weight, grid.spread(grid.scale, weight.shape), self.bits)
 
     @property
     def bias(self) -> Tensor | None:
@@ -128,12 +126,11 @@ class LearnedLayer(nn.Module):
 
     def to_quantized(self) -> QuantizedLayer:
         """The same function with what was learned fixed: codes, their grid, and the input's range."""
-        layer = copy.deepcopy(self.layer)
+        layer, steps = copy.deepcopy(self.layer), self.grid.scale.detach()
         weight: Any = layer.weight
-        grid = Grid(self.bits, self.axis, self.steps.detach())
+        grid = Grid(self.bits, self.axis, steps)
         ends = None if self.inputs is None else self.inputs.ends.tolist()
-        codes = grid.encode(weight.detach())
-        return QuantizedLayer(layer, codes, grid, None if ends is None else (ends[0], ends[1]))
+        return QuantizedLayer(layer, grid.encode(weight.detach()), grid, None if ends is None else (ends[0], ends[1]))
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, axis={self.axis}"

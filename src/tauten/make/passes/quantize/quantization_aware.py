@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
@@ -13,20 +13,23 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tauten.errors import PassError
 from tauten.make.layers.learned_steps import LearnedLayer
+from tauten.make.layers.quantized import put_layer
 from tauten.make.model.fit import has_labels
 from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, SPARSE, LayerPrecision, Model, QuantizationPlan
 from tauten.make.model.pass_ import Change, Context
+from tauten.make.passes import PASSES
 from tauten.make.passes.distill._student import Learning
 from tauten.make.passes.quantize._aware_guard import Judge
-from tauten.make.passes.quantize._aware_norms import fold_norms
-from tauten.make.passes.quantize._aware_start import find_layers, start_learning, watch
+from tauten.make.passes.quantize._aware_start import reads_of, start_learning
+from tauten.make.passes.quantize._calibrate import Data
+from tauten.make.passes.quantize._convert import QuantizingPass
+from tauten.make.passes.quantize._sites import find_sites, plain_attention
 
 __all__ = ["QuantizationAware"]
 
 _FLOAT: Final[LayerPrecision] = "float32"
 _Bits = Literal[8, 4]
 _Precision = Literal["int8", "int4", "float32"]
-_BITS: Final[Mapping[str, _Bits]] = {"int8": 8, "int4": 4}
 _NORMS_LEARN: Final = 0.8
 """The share of the training after which batch norms that could not be folded keep their statistics."""
 _GENTLE: Final = 0.3
@@ -37,10 +40,10 @@ _GENTLE: Final = 0.3
 class QuantizationAware(Learning):
     """Learned step sizes (LSQ: Esser et al., 2020), with the original as the teacher.
 
-    Batch norms are folded into the layers before them, each layer's weight gets steps of its own for every output
-    channel, and its input 256 steps between two learned ends (LSQ+: Bhalgat et al., 2020); all begin where rounding
-    loses least on ``samples`` of the calibration data, and are learned together with the weights. What comes out holds
-    codes, steps and ranges as ``QuantizedLayer``, so that every engine's graph has what was learned.
+    It begins with what ``quantize.post_training`` makes of the model, on ``samples`` of the calibration data: batch
+    norms folded, and grids of the least squared error. Then it learns, together with the weights, their steps, one for
+    each output channel, and the two ends between which an input has 256 steps (LSQ+: Bhalgat et al., 2020). What comes
+    out holds codes, steps and ranges as ``QuantizedLayer``, so that every engine's graph has what was learned.
 
     ``bits`` is what a weight takes, ``edges`` that of the first and the last layer, which lose most. ``layers`` says
     otherwise for some, as ``(path, precision)`` with the precisions int8, int4 and float32. With ``distill`` the
@@ -48,7 +51,8 @@ class QuantizationAware(Learning):
     that the learning rate is 0.3 times the task's by default.
 
     The result is never worse than rounding alone: both are judged, on validation data by the task's metric or without
-    labels by their nearness to the original, and where training lost, what it began with is handed back.
+    labels by their nearness to the original, and where training lost, what it began with is handed back. Layers that
+    can have no grid of their own (inside attention modules and LSTMs, tied ones) stay in float.
     """
 
     name: ClassVar[str] = "quantize.quantization_aware"
@@ -81,66 +85,72 @@ class QuantizationAware(Learning):
             raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
         if not self.distill and not has_labels(task.data("train")):
             raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
-        context.progress("folding batch norms", 0.0)
-        folded, why = fold_norms(model, context)
-        bits, refused, module = self._begin(model, context)
-        judge = Judge(model, context)
-        before = _fixed(copy.deepcopy(module))
-        teachers = (context.reference,) if self.distill else ()
-        learning = replace(self, learning_rate=self.learning_rate or task.learning_rate * _GENTLE)
-        watcher = _Watcher(module, {_learned_name(name, bits) for name in model.held()})
-        learnt = learning.learn(
-            model.but(module=module), context, teachers, keep_zeros=SPARSE in model.facts, on_step=watcher
-        )
+        data = Data(model, context, self.samples)
+        plan = self._plan(model, data)
+        decided = _rounding(plan).decide(model, context)
+        before = copy.deepcopy(decided).swapped()
+        module, learning = start_learning(decided, data)
+        if not learning:
+            raise PassError(f"{self.name}: the model has no layer that can learn steps: {decided.refused}")
+        watcher = _Watcher(module, {_learned_name(name, learning) for name in model.held()})
+        gently = replace(self, learning_rate=self.learning_rate or task.learning_rate * _GENTLE)
+        with plain_attention():
+            learnt = gently.learn(
+                model.but(module=module),
+                context,
+                (context.reference,) if self.distill else (),
+                keep_zeros=SPARSE in model.facts,
+                on_step=watcher,
+            )
         watcher.hold()
         after = _fixed(module)
+        judge = Judge(model, context)
         scores = {"post_training": judge(before), "trained": judge(after)}
         kept = "trained" if judge.prefers(scores["trained"], scores["post_training"]) else "post_training"
-        plan = QuantizationPlan(
-            method="static",
-            bits=self.bits,
-            calibration="mse",
-            samples=self.samples,
-            layers={**self._unlike(bits), **dict.fromkeys(refused, _FLOAT)},
-        )
+        # What cannot learn stays as it is: rounded by the lowering, it would be what nothing here was judged with.
+        plan = plan.model_copy(update={"layers": {**plan.layers, **dict.fromkeys(decided.refused, _FLOAT)}})
         notes = {
             **learnt,
             "plan": plan.to_json(),
-            "bits": bits,
-            "refused": refused,
-            "folded": folded,
-            "not_folded": why,
+            "layers": {path: f"int{after.get_submodule(path).bits}" for path in learning},
+            "refused": decided.refused,
+            **decided.notes,
             "kept": kept,
             "judged_on": judge.told(),
             "scores": scores,
         }
         return Change(after if kept == "trained" else before, notes, plan)
 
-    def _begin(self, model: Model, context: Context) -> tuple[dict[str, int], dict[str, str], nn.Module]:
-        """The bits of each layer that learns steps, why others do not, and the module with the former in place."""
-        found, refused = find_layers(model.module)
-        asked: dict[str, str] = dict(self.layers)
-        unknown = sorted(set(asked) - set(found))
+    def _plan(self, model: Model, data: Data) -> QuantizationPlan:
+        """What the parameters mean for this model."""
+        found = find_sites(model.module, lambda: data.walk(model.module, 1))
+        asked: dict[str, LayerPrecision] = dict(self.layers)
+        able = {*found.layers, *(path for path in found.refused if asked.get(path) == _FLOAT)}
+        unknown = {
+            path: found.refused.get(path, "no layer that can be quantized") for path in asked if path not in able
+        }
         if unknown:
-            told = {path: refused.get(path, "no layer that can be quantized") for path in unknown}
-            raise PassError(f"{self.name}: layers: {told}; those that can be are {sorted(found)}")
-        refused |= {path: "it is to stay in float32" for path, kind in asked.items() if kind == "float32"}
-        context.progress("choosing steps", 0.0)
-        seen = watch({path: part for path, part in found.items() if path not in refused}, model, context, self.samples)
-        refused |= dict.fromkeys(
-            (path for path in found if path not in refused and path not in seen), "it is not called on calibration data"
+            raise PassError(f"{self.name}: layers: {unknown}; those that can be are {sorted(found.layers)}")
+        called = list(reads_of(found.layers, model.module, data))
+        of_edges: LayerPrecision = "int8" if self.edges == 8 else "int4"
+        edges = dict.fromkeys({path for path in (*called[:1], *called[-1:]) if self.edges != self.bits}, of_edges)
+        return QuantizationPlan(
+            method="static", bits=self.bits, calibration="mse", samples=self.samples, layers={**edges, **asked}
         )
-        if not seen:
-            raise PassError(f"{self.name}: the model has no layer that can learn steps: {refused}")
-        called = list(seen)
-        bits: dict[str, int] = {path: self.edges if path in (called[0], called[-1]) else self.bits for path in called}
-        bits |= {path: _BITS[kind] for path, kind in asked.items() if kind in _BITS and path in seen}
-        made = start_learning(model.module, {path: found[path] for path in called}, seen, bits)
-        return bits, refused, made.get("", model.module)
 
-    def _unlike(self, bits: Mapping[str, int]) -> dict[str, LayerPrecision]:
-        """The layers of other bits than the plan's."""
-        return {path: "int8" if of == 8 else "int4" for path, of in bits.items() if of != self.bits}
+
+def _rounding(plan: QuantizationPlan) -> QuantizingPass:
+    """Rounding alone, by the same plan: what training begins with, and must not lose against."""
+    parameters = {
+        "bits": plan.bits,
+        "calibration": plan.calibration,
+        "samples": plan.samples,
+        "layers": tuple(plan.layers.items()),
+    }
+    step = PASSES.get("quantize.post_training").from_parameters(parameters)
+    if not isinstance(step, QuantizingPass):
+        raise PassError(f"expected quantize.post_training to put layers on grids, got {type(step).__name__}")
+    return step
 
 
 @dataclass
@@ -167,17 +177,14 @@ class _Watcher:
             self.module.get_parameter(name).data.masked_fill_(zero, 0.0)
 
 
-def _learned_name(name: str, bits: Mapping[str, int]) -> str:
+def _learned_name(name: str, learning: Collection[str]) -> str:
     """What a parameter is called once its layer learns steps."""
     path, _, last = name.rpartition(".")
-    return f"{path}.layer.{last}".removeprefix(".") if path in bits else name
+    return f"{path}.layer.{last}".removeprefix(".") if path in learning else name
 
 
 def _fixed(module: nn.Module) -> nn.Module:
     """``module`` in evaluation mode, with what was learned fixed in each layer, in place."""
-    if isinstance(module, LearnedLayer):
-        return module.to_quantized().eval()
-    for path, layer in [(path, part) for path, part in module.named_modules() if isinstance(part, LearnedLayer)]:
-        parent, _, last = path.rpartition(".")
-        setattr(module.get_submodule(parent), last, layer.to_quantized())
+    for layer in [part for part in module.modules() if isinstance(part, LearnedLayer)]:
+        module = put_layer(module, layer, layer.to_quantized())
     return module.eval()
