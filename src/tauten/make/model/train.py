@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,14 +19,17 @@ from tauten.make.model.pass_ import Context, Pass, Progress, silent
 from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Data
 from tauten.make.model.training.checkpoint import Checkpoint, Checkpoints, identify
-from tauten.make.model.training.loop import Loop, OnStep
-from tauten.make.model.training.memory import PeakMemory
+from tauten.make.model.training.loop import Loop, OnStep, batch_norm_for
+from tauten.make.model.training.memory import PeakMemory, held_mib, trim
+from tauten.make.model.training.parts import Parts, check_divisible, largest_rows
 from tauten.make.model.training.precision import Precision, channels_last, computing_in, in_float32
 from tauten.make.model.training.processes import Processes
 from tauten.make.model.training.randomness import randomness_kept
 from tauten.make.model.training.recompute import recomputing
 from tauten.make.model.training.settings import Trained, Training
 from tauten.make.model.training.stepper import Stepper
+from tauten.make.model.training.trial import trying
+from tauten.make.model.training.work import work_mib
 
 __all__ = ["Checkpoints", "Objective", "OnStep", "Precision", "Trained", "Trainer", "Training", "checkpoints_of"]
 
@@ -82,10 +86,18 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(processes.holding(*learning, *self.teachers))
             processes.follow_main(*learning)
+            saves = self.training.saves_memory
+            plain = (
+                self._step_mib(module, train, validate, None, exact=True) if saves and processes.count == 1 else None
+            )
             trial = self._trial(module, train)
             stack.enter_context(channels_last(self.training.precision, trial, module, *self.teachers))
-            recomputed = stack.enter_context(recomputing(self.training.recompute, module, trial))
+            refused: dict[str, str] = {}
+            recomputed = stack.enter_context(recomputing(self.training.recompute, module, trial, refused))
+            rows = self._rows(module, train, validate, device)
+            saved = self._step_mib(module, train, validate, rows) if saves and processes.count == 1 else None
             memory = PeakMemory(device)
+            parts = Parts(self.inputs, rows, self.training.max_memory_mib, memory)
             loop = Loop(
                 module=module,
                 companion=self.companion,
@@ -100,12 +112,76 @@ class Trainer:
                 progress=self.progress,
                 on_step=on_step,
                 settled=settled,
+                parts=parts,
             )
             trained = loop.run(checkpoint)
         for parameter in parameters:
             parameter.grad = None
         module.eval()
-        return replace(trained, recomputed=recomputed, peak_mib=memory.mib())
+        return replace(
+            trained,
+            recomputed=recomputed,
+            not_recomputed=refused,
+            rows=parts.rows,
+            step_mib=(plain, saved) if saves and processes.count == 1 else None,
+            peak_mib=memory.mib(),
+        )
+
+    def _rows(self, module: nn.Module, train: Data, validate: Data | None, device: torch.device) -> int | None:
+        """How many samples are computed at once, where memory is bounded; ``PassError`` where one is too many."""
+        limit = self.training.max_memory_mib
+        if limit is None:
+            return None
+        check_divisible(self.inputs, "training")
+        with randomness_kept(train):
+            count = self._samples(next(iter(train))[0])
+        trim()
+
+        def needed(rows: int) -> float | None:
+            held = held_mib(device)
+            work = work_mib(self._step(module, train, validate, rows), device, warm=False)
+            return None if held is None or work is None else held + work
+
+        rows, _ = largest_rows(count, needed, limit, "training")
+        return rows
+
+    def _step_mib(
+        self, module: nn.Module, train: Data, validate: Data | None, rows: int | None, exact: bool = False
+    ) -> float | None:
+        """By how much memory grows in one step; ``None`` where that is unknown, or more than there is."""
+        trainer = (
+            replace(self, training=Training(**{**self.training.to_json(), "precision": "float32"})) if exact else self
+        )
+        try:
+            found = work_mib(trainer._step(module, train, validate, rows), _device(module))
+        except PassError:  # what cannot be computed is told where it is trained
+            return None
+        return round(found, 1) if found is not None and math.isfinite(found) else None
+
+    def _step(self, module: nn.Module, train: Data, validate: Data | None, rows: int | None) -> Callable[[], object]:
+        """The gradients of the first ``rows`` samples, with all in memory that training keeps. Leaves no trace."""
+        with randomness_kept(train):
+            inputs, labels = next(iter(train))
+        inputs, labels = next(Parts(self.inputs, rows).of([(inputs, labels)]))
+        learning = [module] if self.companion is None else [module, self.companion]
+        parameters = [one for part in learning for one in part.parameters() if one.requires_grad]
+
+        def step() -> None:
+            # Filled, for pages that were never written are not in memory: two moments, and the best weights.
+            kept = [torch.ones_like(one) for one in parameters for _ in range(2)]
+            if validate is not None and self.training.keep_best:
+                kept += [one.detach().clone() for one in module.state_dict().values() if isinstance(one, torch.Tensor)]
+            was = module.training
+            module.train()
+            try:
+                with trying(*learning), torch.enable_grad(), batch_norm_for(module, self._samples(inputs)):
+                    torch.autograd.backward(self._loss(module, inputs, labels))
+            finally:
+                module.train(was)
+                for one in parameters:
+                    one.grad = None
+
+        return step
 
     def _checkpoint(
         self, module: nn.Module, train: Data, validate: Data | None, keep_zeros: bool, processes: Processes

@@ -17,6 +17,7 @@ from tauten.make.model.pass_ import Progress
 from tauten.make.model.task import Batch, Data
 from tauten.make.model.training.best import Best
 from tauten.make.model.training.checkpoint import Checkpoint, gather, scatter, set_state, state_of
+from tauten.make.model.training.parts import Parts
 from tauten.make.model.training.processes import Processes
 from tauten.make.model.training.randomness import randomness_kept, read_randomness, write_randomness
 from tauten.make.model.training.settings import Trained, Training
@@ -36,6 +37,7 @@ class Loop:
 
     ``companion`` is trained along with ``module``; ``size`` counts a batch's samples. ``settled`` is the share of all
     steps after which ``on_step`` leaves weights in their final form: what is earlier is never kept as the best.
+    ``parts`` says how batches are divided where memory is bounded.
     """
 
     module: nn.Module
@@ -51,6 +53,7 @@ class Loop:
     progress: Progress
     on_step: OnStep | None
     settled: float = 0.0
+    parts: Parts = field(default_factory=Parts)
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     samples: int = 0
@@ -104,9 +107,9 @@ class Loop:
                 self.on_step(min(step, last - 1), last)
                 self.stepper.hold_zeros()
             whole = sum(self.size(inputs) for inputs, _ in group)
-            for inputs, labels in self.processes.share(group):
+            for inputs, labels in self.parts.of(self.processes.share(group)):
                 size = self.size(inputs)
-                with _batch_norm_for(self.module, size):
+                with batch_norm_for(self.module, size):
                     loss = self.loss(inputs, labels)
                 value = float(loss.detach())
                 if self.processes.count == 1:  # else all shall hear of it, by the gradient
@@ -115,6 +118,7 @@ class Loop:
                 total += value * size
                 samples += size
             self.stepper.step(rate, where)
+            self.parts.hold()
             if index % every == 0 and self.processes.is_main:
                 share = (epoch + min(1.0, (index + 1) / steps)) / epochs
                 self.progress(f"epoch {epoch + 1}/{epochs}, loss {total / max(1, samples):.4f}", share)
@@ -128,7 +132,7 @@ class Loop:
         total, samples = 0.0, 0
         with torch.no_grad():
             for group in _grouped(data, self.processes.count):
-                for inputs, labels in self.processes.share(group):
+                for inputs, labels in self.parts.of(self.processes.share(group)):
                     size = self.size(inputs)
                     total += float(self.loss(inputs, labels)) * size
                     samples += size
@@ -168,6 +172,7 @@ class Loop:
             "samples": self.samples,
             "best": best.numbers(),
             "scaler": self.stepper.numbers(),
+            "rows": self.parts.rows,
             "random": numbers,
         }
         checkpoint.save(tensors, told)
@@ -176,6 +181,7 @@ class Loop:
         """Stand where ``_save`` was; returns whether training was over."""
         set_state(self.module, scatter("module", tensors))
         self.losses, self.validation, self.samples = told["losses"], told["validation"], told["samples"]
+        self.parts.rows = told["rows"]
         if told["done"]:
             best.load({**self.module.state_dict()}, told["best"])
             return True
@@ -188,7 +194,7 @@ class Loop:
 
 
 @contextmanager
-def _batch_norm_for(module: nn.Module, size: int) -> Iterator[None]:
+def batch_norm_for(module: nn.Module, size: int) -> Iterator[None]:
     """Batch normalization by running statistics for a batch of one, which has no variance over its samples."""
     if size > 1:
         yield

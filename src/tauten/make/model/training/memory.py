@@ -20,23 +20,42 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            return
-        with contextlib.suppress(OSError):
-            _REFS.write_text("5")  # Linux: the peak begins anew
+        self._earlier: float | None = None
+        self._restart()
 
     def mib(self) -> float | None:
         """The peak so far, or ``None`` where the system does not tell."""
+        found = [peak for peak in (self._earlier, self.lately_mib()) if peak is not None]
+        return max(found, default=None)
+
+    def lately_mib(self) -> float | None:
+        """The peak since the last ``restart``."""
         if self._device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
         peak = _status_mib("VmHWM")
         return None if peak is None else round(peak, 1)
 
+    def restart(self) -> None:
+        """What comes from now on is looked at on its own by ``lately_mib``."""
+        self._earlier = self.mib()
+        self._restart()
+
+    def _restart(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        with contextlib.suppress(OSError):
+            _REFS.write_text("5")  # Linux: the peak begins anew
+
 
 def resident_mib() -> float | None:
     """The resident memory of this process now, or ``None`` where the system does not tell."""
     return _status_mib("VmRSS")
+
+
+def held_mib(device: torch.device) -> float | None:
+    """What is in use now, in the measure of ``PeakMemory``."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else resident_mib()
 
 
 def give_back() -> None:

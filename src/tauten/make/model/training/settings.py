@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -23,7 +24,11 @@ class Training(Value):
 
     ``accumulate`` batches make one step, as one batch of their samples would. ``recompute`` keeps the inputs of
     repeated blocks instead of all that is inside them, and computes the inside again for the gradients (Chen et al.,
-    2016): less memory, more time, the same weights.
+    2016): less memory, more time, the same weights. It may name the modules instead: ``("encoder.layer.0",)``.
+
+    ``max_memory_mib`` bounds the memory of the process, or on a GPU what PyTorch allocates there: each batch is
+    computed in parts whose gradients add up, the largest ones whose measured peak holds. A step is that of the whole
+    batch; batch normalization sees the parts.
 
     ``precision`` is what products and convolutions are computed in; weights, their updates and the loss stay float32.
     ``bfloat16`` needs no care; ``float16`` scales the loss so that small gradients are not lost (Micikevicius et al.,
@@ -39,8 +44,14 @@ class Training(Value):
     keep_best: bool = True
     patience: Annotated[int, Field(ge=0)] = 0
     accumulate: Annotated[int, Field(ge=1)] = 1
-    recompute: bool = False
+    recompute: bool | tuple[str, ...] = False
+    max_memory_mib: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     precision: Precision = "float32"
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether anything here is to make a step smaller."""
+        return bool(self.recompute) or self.max_memory_mib is not None or self.precision != "float32"
 
     def epochs_of(self, steps: int) -> int:
         """How many epochs of ``steps`` steps to train for."""
@@ -61,8 +72,11 @@ class Trained:
 
     ``losses`` are the mean training loss of each epoch; ``validation`` that of the start and then of each epoch, in
     evaluation mode, or empty. ``best_epoch`` is the one whose weights were kept: 0 is the start. ``resumed`` is how
-    many epochs came out of a checkpoint, ``recomputed`` how many blocks are computed twice, ``peak_mib`` the most
-    memory in use, where it is known.
+    many epochs came out of a checkpoint, ``recomputed`` how many blocks are computed twice and ``not_recomputed`` those
+    that could not be, with the reason; ``rows`` the samples that were computed at once at the end, where memory is
+    bounded. ``peak_mib`` is the most memory in use, where it is known. ``step_mib`` is by how much it grows in one
+    step, measured before training where something was to be saved: plainly (in float32, a whole batch at once, nothing
+    computed twice), and as it was trained.
     """
 
     best_epoch: int
@@ -73,6 +87,9 @@ class Trained:
     resumed: int = 0
     processes: int = 1
     recomputed: int = 0
+    not_recomputed: Mapping[str, str] = field(default_factory=dict)
+    rows: int | None = None
+    step_mib: tuple[float | None, float | None] | None = None
     peak_mib: float | None = None
 
     def to_notes(self) -> dict[str, Any]:
@@ -93,4 +110,7 @@ class Trained:
             "processes": self.processes,
             "recomputed": self.recomputed,
             "peak_mib": self.peak_mib,
+            **({"not_recomputed": dict(self.not_recomputed)} if self.not_recomputed else {}),
+            **({"rows_at_once": self.rows} if self.rows is not None else {}),
+            **({"step_mib": dict(zip(("before", "after"), self.step_mib, strict=True))} if self.step_mib else {}),
         }

@@ -91,7 +91,7 @@ def _run(program: ExportedProgram, model: Model, example: Mapping[str, Array]) -
 
 class _Watcher(Interpreter):
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(module, garbage_collect_values=False)  # type: ignore[arg-type]
+        super().__init__(module, garbage_collect_values=False)
         self.seen: dict[Node, torch.Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
