@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
 def command(
     artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")],
+    profile: Annotated[
+        bool, typer.Option(help="Run it, to see what really computes in few bits and where the time goes.")
+    ] = True,
     as_json: JSON = False,
 ) -> None:
-    """Check an artifact's every byte and show what is in it: files, inputs, recipe, measures and layers.
+    """Check an artifact's every byte and show what is in it: files, inputs, recipe, measures, layers and precisions.
 
     Example: `tauten inspect build/digits/best`
     """
@@ -35,10 +38,35 @@ def command(
 
     found = read_artifact(artifact)
     rows = layers(found)
-    emit(_document(found, rows), as_json, lambda console: _show(console, found, rows))
+    running = _running(found) if profile else {}
+    emit(_document(found, rows, running), as_json, lambda console: _show(console, found, rows, running))
 
 
-def _document(artifact: Artifact, rows: Sequence[Layer]) -> dict[str, Any]:
+def _running(artifact: Artifact) -> dict[str, Any]:
+    """What the engine says of itself, and the time by precision; the reason where it cannot be run here."""
+    from tauten.errors import EngineError, ExtraMissing
+    from tauten.run.engines import load
+    from tauten.run.measure.precision import time_precisions
+
+    try:
+        engine = load(artifact)
+        times = time_precisions(engine)
+        return {"engine": engine.describe(), "times": times and times.to_json()}
+    except (EngineError, ExtraMissing) as fault:
+        return {"not_run": str(fault)}
+
+
+def _fallbacks(artifact: Artifact) -> dict[str, str]:
+    """Layers that stayed in float though the recipe quantizes, and why, as the lowering noted."""
+    for record in reversed(artifact.manifest.history):
+        notes = record.notes.get("quantization")
+        kept = notes.get("float") if isinstance(notes, dict) else None
+        if isinstance(kept, dict):
+            return {str(name): str(why) for name, why in kept.items()}
+    return {}
+
+
+def _document(artifact: Artifact, rows: Sequence[Layer], running: dict[str, Any]) -> dict[str, Any]:
     from tauten.cli._measures import nested
 
     document = artifact.manifest.to_json()
@@ -50,6 +78,8 @@ def _document(artifact: Artifact, rows: Sequence[Layer]) -> dict[str, Any]:
         files=_files(artifact),
         measures=nested(artifact.manifest.measures),
         layers=[row.to_json() for row in rows],
+        running=running,
+        fallbacks=_fallbacks(artifact),
     )
     return document
 
@@ -64,7 +94,7 @@ def _files(artifact: Artifact) -> dict[str, int]:
     return {**known, MANIFEST: artifact.size_bytes - sum(known.values())}
 
 
-def _show(console: Console, artifact: Artifact, rows: Sequence[Layer]) -> None:
+def _show(console: Console, artifact: Artifact, rows: Sequence[Layer], running: dict[str, Any]) -> None:
     from tauten.cli._measures import measures_table
 
     manifest = artifact.manifest
@@ -78,6 +108,39 @@ def _show(console: Console, artifact: Artifact, rows: Sequence[Layer]) -> None:
         console.print(_history(manifest.history))
     if rows:
         console.print(_layers(rows))
+    if kept := _fallbacks(artifact):
+        console.print(_kept(kept))
+    if running:
+        _show_running(console, running)
+
+
+def _kept(kept: dict[str, str]) -> RenderableType:
+    from tauten.cli._measures import plain
+
+    table = _table("Left in float", "layer", "reason")
+    for name, why in kept.items():
+        table.add_row(plain(name), plain(why))
+    return table
+
+
+def _show_running(console: Console, running: dict[str, Any]) -> None:
+    from tauten.cli._measures import plain
+
+    if "not_run" in running:
+        console.print(plain(f"Not run here: {running['not_run']}"), soft_wrap=True)
+        return
+    times = running["times"]
+    if times is None:
+        console.print("The engine does not tell what its operations take.")
+        return
+    total = sum(times["milliseconds"].values())
+    table = _table("Where the time goes, batch 1", "operation", "kind", "precision", "ms ", "share ")
+    for one in times["operations"]:
+        share = f"{one['milliseconds'] / total:.1%}"
+        table.add_row(plain(one["name"]), plain(one["kind"]), one["precision"], f"{one['milliseconds']:.4f}", share)
+    console.print(table)
+    parts = ", ".join(f"{name or 'not told'} {spent / total:.1%}" for name, spent in times["milliseconds"].items())
+    console.print(f"In low precision: {times['low_share']:.1%} of the measured time ({parts}).", soft_wrap=True)
 
 
 def _table(title: str, *headings: str) -> Table:
