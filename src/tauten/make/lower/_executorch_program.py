@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -14,31 +11,10 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from tauten.core.tensor import BATCH, TensorSpec
 from tauten.errors import ExtraMissing, LoweringError
+from tauten.make.lower._notices import without_notices
 
 LONGEST: Final = 512
 """How far a named dimension beside the batch may go where neither the model nor the calibration data say more."""
-
-_NOTICES: Final = ("torch.utils._pytree", "torchao", "executorch")
-
-
-@contextmanager
-def without_notices() -> Iterator[None]:
-    """Without what the exporter and torchao tell of themselves.
-
-    They warn of deprecated calls that they make, of CUDA libraries that they do not find, and of classes that they
-    register twice. What goes wrong with a model they raise.
-    """
-    before = {name: logging.getLogger(name).level for name in _NOTICES}
-    for name in _NOTICES:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for category in (DeprecationWarning, FutureWarning, UserWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def to_pte(program: ExportedProgram, specs: Sequence[TensorSpec], limits: Mapping[str, int]) -> bytes:

@@ -81,6 +81,17 @@ def export(model: Model, example: Mapping[str, Array]) -> Exported:
     return Exported(program, _outputs(program, model))
 
 
+def export_again(module: nn.Module, specs: Sequence[TensorSpec], tensors: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    """Export a module that was itself made of an exported program, with every named dimension open again."""
+    try:
+        return _attempt(module, tensors, specs, Dim(BATCH, min=1, max=_LARGEST_BATCH))
+    except LoweringError as first:
+        try:
+            return _attempt(module, tensors, specs, Dim.DYNAMIC)
+        except LoweringError:
+            raise first from first.__cause__
+
+
 def _attempt(
     wrapper: nn.Module, tensors: tuple[torch.Tensor, ...], specs: Sequence[TensorSpec], batch: Any
 ) -> ExportedProgram:
@@ -91,7 +102,9 @@ def _attempt(
     )
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(wrapper, tensors, dynamic_shapes=(shapes,), strict=False)
+            # The wrapper takes its inputs as one tuple, a module made of a program takes them one by one.
+            given = (shapes,) if isinstance(wrapper, _Named) else shapes
+            return torch.export.export(wrapper, tensors, dynamic_shapes=given, strict=False)
     except Exception as fault:  # torch.export raises what the user's forward raises, and much of its own
         if fixed := _FIXED.search(str(fault)):
             spec, axis, size = specs[int(fixed[1])], int(fixed[2]), fixed[3]
