@@ -34,7 +34,7 @@ from tauten.run.measure.quality import drop, find_metric, measure_quality
 SEEDS = [0, 1, 2]
 EPOCHS: dict[Name, int] = {"mnist": 5, "fashion-mnist": 8}
 """Of the network in float; it has stopped to gain by then."""
-STEP = QuantizationAware(bits=4, epochs=3, cache_mib=0)
+STEP = QuantizationAware(bits=4, epochs=2, cache_mib=0)
 FIGURES: dict[Name, str] = {"mnist": "mnist", "fashion-mnist": "harder"}
 
 
