@@ -34,8 +34,10 @@ class Written:
     four_bit: frozenset[str]
 
 
-def write_graph(model: ov.Model, borders: Collection[str]) -> Written:
-    """The model's document and weights; ``borders`` are the names of its inputs and outputs.
+def write_graph(model: ov.Model, borders: Collection[str], four_bit: Collection[str] = ()) -> Written:
+    """The model's document and weights.
+
+    ``borders`` are the names of its inputs and outputs, ``four_bit`` those of int8 constants with numbers from -8 to 7.
 
     Raises ``LoweringError`` for a constant of an element type that weights cannot hold.
     """
@@ -52,7 +54,9 @@ def write_graph(model: ov.Model, borders: Collection[str]) -> Written:
         if layer.get("type") == "Const":
             parts.take(layer)
     document = ElementTree.tostring(root, encoding="utf-8")
-    return Written(gzip.compress(document, mtime=0), parts.weights(), frozenset(parts.four_bit))
+    weights = parts.weights()
+    nibbles = parts.four_bit | {name for name in four_bit if name in weights and weights[name].dtype == np.int8}
+    return Written(gzip.compress(document, mtime=0), weights, frozenset(nibbles))
 
 
 class _Parts:

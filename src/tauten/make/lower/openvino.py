@@ -1,22 +1,27 @@
-"""A model to OpenVINO's own graph, by way of ONNX."""
+"""A model to OpenVINO's own graph, by way of ONNX; in float, or in the precision of the model's quantization plan."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from onnx import ModelProto
+from torch import nn
 
 from tauten.core.target import Target
 from tauten.core.tensor import TensorSpec
 from tauten.errors import ArtifactError, LoweringError
 from tauten.make.layers.early_exit import EarlyExits
-from tauten.make.lower._float import float_graph
-from tauten.make.lower._graph import owners
+from tauten.make.lower._float import FloatGraph, float_graph
+from tauten.make.lower._graph import clean, owners
 from tauten.make.lower._grids import materialize
 from tauten.make.lower._openvino_check import Runner, check_answers, measure_noise
 from tauten.make.lower._openvino_ir import write_graph
+from tauten.make.lower._openvino_nncf import quantize_by_nncf
+from tauten.make.lower._openvino_weights import Stored
+from tauten.make.lower._quantize import Placement, quantize
 from tauten.make.lower.lowering import DEFAULTS, Lowered, Lowering, Options
 from tauten.make.model.model import Model, QuantizationPlan
 from tauten.make.model.pass_ import Context
@@ -31,42 +36,49 @@ _GRAPH_NAME: Final = "model.xml.gz"
 
 
 class OpenVino(Lowering):
-    """OpenVINO's graph, compared with the module.
+    """OpenVINO's graph: the float one is compared with the module before anything is quantized.
 
-    ``precision`` is what is computed in: ``auto`` is float32 for a model in float, and for a quantized one what
-    OpenVINO would choose (bfloat16 where the processor has it). With ``fixed`` shapes the engine also compiles
-    the graph for batches of 1 and of the target's size, which is faster there, where no other dimension is open.
+    ``placement`` says what a static plan makes int8: ``products`` or ``everything`` as Tauten places it
+    (``_quantize.Placement``), or what NNCF chooses (``nncf``). ``precision`` is what the rest computes in: ``auto`` is
+    float32 for a model in float, and for a quantized one what OpenVINO would choose (bfloat16 where the processor has
+    it). With ``fixed`` shapes the engine also compiles the graph for batches of 1 and of the target's size, which is
+    faster there, where no other dimension is open.
     """
 
     options: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "placement": ("auto", "products", "everything", "nncf"),
         "precision": ("auto", "f32", "bf16"),
         "shapes": ("open", "fixed"),
     }
 
     def __call__(self, model: Model, target: Target, context: Context, options: Options = DEFAULTS) -> Lowered:
         chosen = self.chosen(options)
-        plan = model.quantization
-        if isinstance(model.module, EarlyExits):
-            raise LoweringError("OpenVINO: early exits need a graph for each stage, which only ONNX has here")
-        if plan is not None:
-            raise LoweringError("OpenVINO: runs in float; lower a model with a quantization plan to onnx")
+        plan, placement = model.quantization, chosen["placement"]
+        _check(model, placement)
         made = float_graph(model, context)
         settings = Settings(
             precision=_precision(chosen["precision"], plan),
             batches=_batches(model.inputs, target) if chosen["shapes"] == "fixed" else (),
+            rounds_inputs=plan is not None and plan.method == "dynamic",
         )
+        borders = [spec.name for spec in (*model.inputs, *made.outputs)]
         notes: dict[str, Any] = {}
         try:
-            context.progress("openvino", 0.6)
-            written = write_graph(_read(made.model), [spec.name for spec in (*model.inputs, *made.outputs)])
+            context.progress("openvino", 0.5)
+            written = write_graph(_read(made.model), borders)
             plain = Runner(written, model.inputs, made.outputs, Settings())
             whole = model.but(module=materialize(model.module)[0])
             notes["largest_relative_difference"] = check_answers(plain, whole, made.sample)
-            if settings.precision != "f32":
-                low = Runner(written, model.inputs, made.outputs, settings)
-                notes["sqnr_db"] = measure_noise(plain, low, model, context)
+            if plan is not None:
+                context.progress("quantize", 0.6)
+                low = _quantized(model, plan, context, made, placement)
+                written, notes["quantization"] = write_graph(low.graph, borders, low.four_bit), dict(low.notes)
+            if plan is not None or settings.precision != "f32":
+                runner = Runner(written, model.inputs, made.outputs, settings)
+                ratios = measure_noise(plain, runner, model, context)
+                notes.setdefault("quantization", {})["sqnr_db"] = ratios
         except (RuntimeError, ArtifactError) as fault:
-            raise LoweringError(f"OpenVINO: {one_line(fault)}") from fault
+            raise LoweringError(f"OpenVINO, {_told(chosen)}: {one_line(fault)}") from fault
         return Lowered(
             graph=written.graph,
             graph_name=_GRAPH_NAME,
@@ -76,15 +88,63 @@ class OpenVino(Lowering):
             layers=owners(written.weights, [name for name, _ in model.module.named_modules()]),
             four_bit=written.four_bit,
             settings=settings.to_json(),
-            notes=notes,
+            notes={**notes, "options": {**chosen, "precision": settings.precision, "batches": list(settings.batches)}},
         )
+
+    def choices(self, target: Target, quantized: bool) -> tuple[Options, ...]:
+        """Fixed shapes throughout: they are never slower, and come first where memory does not bind."""
+        fixed = {"shapes": "fixed"}
+        if not quantized:
+            return (DEFAULTS, fixed)
+        found: list[Options] = [
+            DEFAULTS,
+            {**fixed, "placement": "products"},
+            {**fixed, "placement": "everything"},
+            {**fixed, "placement": "nncf"},
+        ]
+        # Where the default is bfloat16 already, float32 is the other one.
+        return (*found, {**fixed, "precision": "f32"}) if has_bfloat16() else tuple(found)
 
 
 lower = OpenVino()
 
 
+@dataclass(frozen=True)
+class _Low:
+    graph: ov.Model
+    notes: Mapping[str, Any]
+    four_bit: frozenset[str] = frozenset()
+
+
+def _quantized(model: Model, plan: QuantizationPlan, context: Context, made: FloatGraph, placement: str) -> _Low:
+    """The plan carried out on the float graph."""
+    if plan.method != "static" or plan.bits == 16:
+        stored = Stored(made.model, model, plan, made.decided)
+        graph = _read(stored.graph)
+        return _Low(graph, {"plan": plan.to_json(), **stored.apply(graph)})
+    if placement == "nncf":
+        if made.decided:
+            raise LoweringError("OpenVINO: NNCF would round layers again whose grids are decided; choose products")
+        graph, notes = quantize_by_nncf(_read(made.model), model, plan, context)
+        return _Low(graph, notes)
+    # OpenVINO's recurrent layers compute in float.
+    recurrent = [name for name, module in model.module.named_modules() if isinstance(module, nn.RNNBase)]
+    plan = plan.model_copy(update={"layers": {**dict.fromkeys(recurrent, "float32"), **plan.layers}})
+    low = quantize(made.model, model, plan, context, made.decided, cast(Placement, placement))
+    clean(low.graph, model.inputs, made.outputs)
+    return _Low(_read(low.graph), low.notes, low.four_bit)
+
+
 def _read(graph: ModelProto) -> ov.Model:
     return core().read_model(io.BytesIO(graph.SerializeToString()))
+
+
+def _check(model: Model, placement: str) -> None:
+    if isinstance(model.module, EarlyExits):
+        raise LoweringError("OpenVINO: early exits need a graph for each stage; lower this model to onnx")
+    plan = model.quantization
+    if placement != "auto" and (plan is None or plan.method != "static" or plan.bits == 16):
+        raise LoweringError(f"OpenVINO: placement {placement} is for a model with a static plan of 8 or 4 bits")
 
 
 def _precision(asked: str, plan: QuantizationPlan | None) -> str:
@@ -97,3 +157,7 @@ def _batches(specs: Sequence[TensorSpec], target: Target) -> tuple[int, ...]:
     """The batch sizes to compile for: none where there is no batch, or another dimension is open too."""
     named = {dim for spec in specs for dim in spec.shape if isinstance(dim, str)}
     return tuple(sorted({1, target.batch})) if named == {"batch"} else ()
+
+
+def _told(chosen: Options) -> str:
+    return ", ".join(f"{name} {value}" for name, value in chosen.items())

@@ -162,7 +162,7 @@ class OpenVino(Engine):
             "compiled_for_batches": sorted(self._fixed),
             "compiled_for_any_batch": self._open is not None,
             "copies_of_weights": len(self._fixed) + (self._open is not None),
-            "operations": by_precision(compiled.model.get_runtime_model()),
+            "operations": by_precision(compiled.model.get_runtime_model(), self._settings),
             **({"fallbacks": list(self._fallbacks)} if self._fallbacks else {}),
         }
 
@@ -173,7 +173,7 @@ class OpenVino(Engine):
             compiled = self._compile(batch if batch in self._fixed else None, counted=True)
             arrays = [inputs[name] for name in self._names]
             precisions = {
-                operation.get_friendly_name(): _precision(operation)
+                operation.get_friendly_name(): _precision(operation, self._settings)
                 for operation in compiled.model.get_runtime_model().get_ops()
             }
             compiled.run(arrays)
@@ -312,18 +312,15 @@ def one_line(fault: Exception) -> str:
     return " ".join(line for line in lines if line and not line.startswith(("Exception from", "Check '")))[:1000]
 
 
-def by_precision(model: ov.Model) -> dict[str, Any]:
+def by_precision(model: ov.Model, settings: Settings) -> dict[str, Any]:
     """``{"int8": {kind: count}, "other": {kind: count}, "int8_share_of_products": …}`` of a graph as it runs."""
     int8: Counter[str] = Counter()
     other: Counter[str] = Counter()
     for operation in model.get_ops():
-        kind = _kind(operation)
+        kind = _note(operation, "layerType")
         if kind not in _UNSEEN:
-            (int8 if _precision(operation) == "int8" else other)[kind] += 1
-    low, high = (
-        sum(count for kind, count in counts.items() if any(part in kind for part in _PRODUCTS))
-        for counts in (int8, other)
-    )
+            (int8 if _precision(operation, settings) == "int8" else other)[kind] += 1
+    low, high = (sum(count for kind, count in counts.items() if _multiplies(kind)) for counts in (int8, other))
     share = low / (low + high) if low + high else 0.0
     return {
         "int8": dict(sorted(int8.items())),
@@ -332,12 +329,19 @@ def by_precision(model: ov.Model) -> dict[str, Any]:
     }
 
 
-def _kind(operation: ov.Node) -> str:
-    return _note(operation, "layerType")
+def _multiplies(kind: str) -> bool:
+    return any(part in kind for part in _PRODUCTS)
 
 
-def _precision(operation: ov.Node) -> str:
+def _precision(operation: ov.Node, settings: Settings) -> str:
+    """What an operation of a graph as it runs computes in."""
     found = _note(operation, "runtimePrecision")
+    if _multiplies(_note(operation, "layerType")):
+        # A kernel's name ends in what it computes in; OpenVINO's own note is the weight's, which may be widened first.
+        kernel = _note(operation, "primitiveType").rpartition("_")[2].lower()
+        narrow = found in ("i8", "u8", "i4", "u4")
+        if kernel in _PRECISIONS:
+            found = "i8" if narrow and settings.rounds_inputs else kernel
     return _PRECISIONS.get(found, found)
 
 
