@@ -16,7 +16,8 @@ from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
 from tauten.make.model.apply import apply
 from tauten.make.model.model import QUANTIZED, Model
-from tauten.make.model.pass_ import Context
+from tauten.make.model.pass_ import Context, Pass
+from tauten.make.passes.quantize._sensitivity import layer_sensitivity
 from tauten.make.search.recipe import Recipe
 
 _KEPT = 3
@@ -43,7 +44,7 @@ class CandidateBuilder:
 
     def make(self, recipe: Recipe, path: Path, key: str) -> Artifact:
         """Apply the passes, lower, and write the artifact to ``path``."""
-        model = self._apply(recipe)
+        model = self._apply(recipe.passes)
         started = time.perf_counter()
         self._context.progress(f"lower to {recipe.lowering}", 0.0)
         lowered = LOWERINGS.get(recipe.lowering)(model, self._target, self._context, recipe.options)
@@ -67,15 +68,26 @@ class CandidateBuilder:
             key=key,
         )
 
-    def _apply(self, recipe: Recipe) -> Model:
+    def before(self, recipe: Recipe, index: int) -> Model:
+        """The model that the recipe's pass at ``index`` gets."""
+        return self._apply(recipe.passes[:index])
+
+    def sensitivity(self, recipe: Recipe, index: int) -> dict[str, float]:
+        """What the outputs lose when the pass at ``index`` quantizes one layer alone, by the layer's path.
+
+        Raises ``PassError`` for a pass that puts no layers on grids.
+        """
+        return layer_sensitivity(self.before(recipe, index), self._context, recipe.passes[index])
+
+    def _apply(self, passes: tuple[Pass, ...]) -> Model:
         model = self._untouched
-        for index, step in enumerate(recipe.passes):
-            prefix = json.dumps([earlier.to_json() for earlier in recipe.passes[: index + 1]], sort_keys=True)
+        for index, step in enumerate(passes):
+            prefix = json.dumps([earlier.to_json() for earlier in passes[: index + 1]], sort_keys=True)
             if prefix in self._made:
                 self._made.move_to_end(prefix)
                 model = self._made[prefix]
                 continue
-            self._context.progress(step.name, index / len(recipe.passes))
+            self._context.progress(step.name, index / len(passes))
             model = self._made[prefix] = apply(step, model, self._context)
             while len(self._made) > _KEPT:
                 self._made.popitem(last=False)

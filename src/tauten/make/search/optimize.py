@@ -20,11 +20,12 @@ from tauten.make.search.budget import choose, judge, nearest
 from tauten.make.search.evaluator import DEFAULT_SAMPLING, QualityEvaluator, Sampling
 from tauten.make.search.improve import improvements
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, find_level
+from tauten.make.search.mixed import NOISE, mix, quicken
 from tauten.make.search.observe import Observer
 from tauten.make.search.pareto import front
 from tauten.make.search.race import best_float, race
 from tauten.make.search.recipe import Recipe
-from tauten.make.search.result import EngineTried, Entry, Improvement, OnTest, Refused, Result
+from tauten.make.search.result import EngineTried, Entry, Improvement, Mixed, OnTest, Refused, Result
 from tauten.make.search.strategies import STRATEGIES
 from tauten.make.search.strategies._strategy import Strategy, Trial
 from tauten.make.search.workshop import Order, Workshop
@@ -33,6 +34,8 @@ from tauten.run.measure.metrics import find_metric
 from tauten.run.measure.quality import drop
 from tauten.run.measure.session import Timing
 
+QUICKENED = ("medium", "high")
+"""Levels at which one candidate more is made and timed on the guess that it is faster."""
 DEFAULT_BUDGET = Budget(max_drop=0.5)
 
 
@@ -102,10 +105,13 @@ class _Run:
     def go(self, search: Strategy) -> Result:
         shop = Workshop(self.order, self.workspace, search.left)
         engines = race(shop) if self.order.engine == AUTO else ()
-        made, refused = self._search(search, shop)
+        made, refused, mixed = self._search(search, shop)
         untouched = self._untouched(shop, engines, made)
         everything, timings = shop.measure({BASELINE: shop.baseline, **untouched, **made})
-        entries = {name: judge(self.budget, shop.entry(name, artifact)) for name, artifact in everything.items()}
+        entries = {
+            name: judge(self.budget, shop.entry(name, artifact).model_copy(update={"mixed": mixed.get(name)}))
+            for name, artifact in everything.items()
+        }
         candidates = [entry for name, entry in entries.items() if name in made]
         chosen = choose(self.budget, candidates, entries[BASELINE])
         close = self._nearest(chosen, candidates)
@@ -144,9 +150,12 @@ class _Run:
         self._publish(result)
         return result
 
-    def _search(self, search: Strategy, shop: Workshop) -> tuple[dict[str, Artifact], list[Refused]]:
+    def _search(self, search: Strategy, shop: Workshop) -> tuple[dict[str, Artifact], list[Refused], dict[str, Mixed]]:
+        """The candidates by name, what could not be made, and which of them keep layers in a higher precision."""
         made: dict[str, Artifact] = {}
         refused: list[Refused] = []
+        mixed: dict[str, Mixed] = {}
+        recipes: dict[str, Recipe] = {}
         while (asked := search.ask()) is not None:
             if isinstance(asked, Trial):
                 shop.learn(search, asked)
@@ -158,12 +167,40 @@ class _Run:
                 refused.append(Refused(name=asked.name, recipe=recipe, error=str(fault)))
                 self.order.observer.refused(asked.name, str(fault))
                 search.tell(asked, None)
+                if NOISE in str(fault):
+                    self._keep(mix(shop, asked, None, self.budget.max_drop, search.left), made, mixed, shop)
                 continue
             made[asked.name] = artifact
             entry = shop.entry(asked.name, artifact)
             self.order.observer.found(entry, reused)
             search.tell(asked, entry)
-        return made, refused
+            recipes[asked.name] = asked
+            self._keep(mix(shop, asked, entry, self.budget.max_drop, search.left), made, mixed, shop)
+        if self.level in QUICKENED and (smallest := self._smallest(made)) in recipes:
+            self._keep(quicken(shop, recipes[smallest]), made, mixed, shop)
+        return made, refused, mixed
+
+    def _keep(
+        self,
+        found: tuple[Artifact, Mixed, bool] | None,
+        made: dict[str, Artifact],
+        mixed: dict[str, Mixed],
+        shop: Workshop,
+    ) -> None:
+        """Take a candidate of mixed precision among the others."""
+        if found is None or (name := found[0].path.name) in made:
+            return
+        made[name], mixed[name], reused = found
+        self.order.observer.found(shop.entry(name, made[name]), reused)
+
+    def _smallest(self, made: Mapping[str, Artifact]) -> str:
+        """The name of the smallest candidate that loses no more than it may: the one that is likely to be chosen."""
+        sizes = {}
+        for name, artifact in made.items():
+            lost, size = (artifact.manifest.measures.get(key) for key in ("drop_points", "size_bytes"))
+            if lost and size and (self.budget.max_drop is None or lost.value <= self.budget.max_drop):
+                sizes[name] = size.value
+        return min(sizes, key=lambda name: sizes[name]) if sizes else ""
 
     def _untouched(
         self, shop: Workshop, engines: Sequence[EngineTried], made: Mapping[str, Artifact]

@@ -14,11 +14,42 @@ from tauten.core.value import Value
 Measures = dict[str, Measure | dict[str, Measure]]
 
 
+class KeptLayer(Value):
+    """A layer that stays in a higher precision than the others, and why: ``noise``, where that was what was measured.
+
+    ``noise`` is the outputs' noise power over their power when this layer alone is quantized.
+    """
+
+    path: str
+    precision: str
+    noise: float | None = None
+
+
+class MixedTrial(Value):
+    """One written artifact on the way to a mixed precision: how many layers were kept, and what was lost."""
+
+    name: str
+    kept: Annotated[int, Field(ge=0)]
+    drop_points: float | None = None
+    holds: bool = False
+
+
+class Mixed(Value):
+    """Which layers of a candidate stay in a higher precision, why, and what was tried on the way."""
+
+    base: str
+    layers: tuple[KeptLayer, ...]
+    of: Annotated[int, Field(ge=0)]
+    tried: tuple[MixedTrial, ...] = ()
+    why: str
+
+
 class Entry(Value):
     """A candidate: an artifact with its measures.
 
     ``artifact`` is a path relative to the run's folder. ``measures`` holds a measure a key; ``throughput_per_s`` holds
-    one a batch size. ``drop_points`` is the quality lost against the baseline, sample by sample, in points.
+    one a batch size. ``drop_points`` is the quality lost against the baseline, sample by sample, in points. ``mixed``
+    tells of layers that stay in a higher precision than the recipe asked for.
     """
 
     name: str
@@ -30,6 +61,7 @@ class Entry(Value):
     violations: tuple[str, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
     layers: tuple[dict[str, Any], ...] = ()
+    mixed: Mixed | None = None
 
     def measure(self, name: str) -> Measure | None:
         """A measure by its key; ``throughput_per_s.8`` names the one of batch 8."""

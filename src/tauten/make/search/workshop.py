@@ -18,6 +18,7 @@ from tauten.core.target import AUTO, Target, find_target
 from tauten.errors import ConfigError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import to_model
+from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
@@ -166,16 +167,21 @@ class Workshop:
         beside = self._tried.get(trial.against, self.engine_baseline)
         self._tried[trial.recipe.name] = artifact
         entry = self.entry(trial.recipe.name, artifact)
-        seen = (artifact.manifest.key, beside.manifest.key, str(self.order.sampling.seconds))
+        found, reused = self.beside(trial, artifact, beside)
+        return entry.model_copy(update={"measures": {**entry.measures, **found.latencies}}), found.gain, reused
+
+    def beside(self, trial: Trial, artifact: Artifact, other: Artifact) -> tuple[Tried, bool]:
+        """A trial's artifact timed in turn with another, and whether an earlier run had done so."""
+        seen = (artifact.manifest.key, other.manifest.key, str(self.order.sampling.seconds))
         key = hashlib.sha256(" ".join(seen).encode()).hexdigest()
         found = self.workspace.load_trial(key)
-        reused = found is not None
-        if found is None:
-            self.order.observer.step(f"time it beside {trial.against}", 0.95)
-            timings = self.time({"ours": artifact, "theirs": beside}, (1,))
-            found = Tried(measures=timings["ours"].measures, gain=faster(timings["ours"], timings["theirs"]))
-            self.workspace.save_trial(key, found)
-        return entry.model_copy(update={"measures": {**entry.measures, **found.latencies}}), found.gain, reused
+        if found is not None:
+            return found, True
+        self.order.observer.step(f"time it beside {trial.against}", 0.95)
+        timings = self.time({"ours": artifact, "theirs": other}, (1,))
+        found = Tried(measures=timings["ours"].measures, gain=faster(timings["ours"], timings["theirs"]))
+        self.workspace.save_trial(key, found)
+        return found, False
 
     def learn(self, search: Learner, trial: Trial) -> None:
         """Try ``trial`` out and tell ``search`` what came of it."""
@@ -270,9 +276,10 @@ class Workshop:
         return model.but(module=module.eval()), key
 
     def _baseline(self) -> tuple[Artifact, QualityEvaluator]:
-        """The untouched model in PyTorch eager fp32; its size is that of its weights as safetensors."""
+        """The untouched model in PyTorch eager fp32 (in ONNX Runtime where it came so); its size is that of its weights as safetensors."""
         self.order.observer.stage("measure the untouched model")
-        recipe = Recipe(BASELINE, (), "eager")
+        # A model that came as ONNX has no code that PyTorch runs.
+        recipe = Recipe(BASELINE, (), "onnx" if isinstance(self.model.module, OnnxModule) else "eager")
         key = self.key(recipe)
         found = self.workspace.finished(BASELINE, key)
         artifact = found or self.builder.make(recipe, self.workspace.candidate(BASELINE), key)
