@@ -23,7 +23,7 @@ from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, LayerPrecision, Mo
 from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.passes.quantize._bias import correct_biases
 from tauten.make.passes.quantize._calibrate import Data, find_moments, find_ranges
-from tauten.make.passes.quantize._fold import fold_batch_norms
+from tauten.make.passes.quantize._fold import before_norms, fold_batch_norms
 from tauten.make.passes.quantize._gptq import round_in_turn
 from tauten.make.passes.quantize._hqq import shift_grid
 from tauten.make.passes.quantize._learned import MOST_WORK, error_of, learn_rounding
@@ -96,7 +96,7 @@ class QuantizingPass(Pass):
         data = Data(model, context, settings.plan.samples)
         _check_layers(model.module, self.name, settings.plan.layers)
         model, notes = self.prepare(model, data)
-        decided = _decide(model, context, data, settings)
+        decided = _decide(model, context, data, settings, before_norms(model, data))
         decided.notes = notes | decided.notes
         return decided
 
@@ -146,9 +146,12 @@ def _check_layers(module: nn.Module, name: str, layers: Mapping[str, str]) -> No
         raise PassError(f"{name}: layers: the model has no module {unknown[0]!r}")
 
 
-def _decide(model: Model, context: Context, data: Data, settings: Settings) -> Decided:
+def _decide(model: Model, context: Context, data: Data, settings: Settings, left: Mapping[str, str]) -> Decided:
     module, plan = model.module, settings.plan
     sites = find_sites(module, lambda: data.walk(module, 1), settings.kinds)
+    for path in [path for path in left if path in sites.layers]:
+        sites.refused[path] = left[path]
+        del sites.layers[path]
     decided = Decided(module, sites, refused=dict(sites.refused))
     precisions = {path: precision_of(path, plan) for path in sites.layers}
     for path, precision in precisions.items():

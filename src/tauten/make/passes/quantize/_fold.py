@@ -48,6 +48,17 @@ def fold_batch_norms(model: Model, data: Data) -> tuple[nn.Module, dict[str, Any
     return folded.eval(), {"folded": {norm: path for path, norm in pairs}}
 
 
+def before_norms(model: Model, data: Data) -> dict[str, str]:
+    """Layers that an engine's graph will fold a batch norm into, whose weights are then others: by path, the reason."""
+    if not any(isinstance(part, _NORMS) for part in model.module.modules()):
+        return {}
+    try:
+        pairs = find_pairs(read_program(model, data))
+    except PassError:
+        return {}
+    return {path: "a batch norm follows, which engines fold into it" for path, _ in pairs}
+
+
 def find_pairs(program: Program) -> list[tuple[str, str]]:
     """Layers and the batch norms that alone read what they make, by their paths."""
     found = []
