@@ -22,11 +22,11 @@ LOW["make.model"] = {*LOW["make.graph"], "make.datasets"}
 LOW["make.passes"] = {*LOW["make.model"], "make.model"}
 LOW["make.lower"] = {*LOW["make.passes"], "make.passes"}
 LOW["make.search"] = {*LOW["make.lower"], "make.lower", "report"}
-LOW["make.calls"] = {*LOW["make.search"], "make.search"}
+LOW["make.calls"] = LOW["make.convert"] = {*LOW["make.search"], "make.search"}
 """What each room may import, itself aside. Rooms that are not here (cli, testing, …) may import any."""
 
 BACKENDS = {
-    "onnxruntime": ("run.engines.onnx", "make.lower"),
+    "onnxruntime": ("run.engines.onnx", "make.lower", "make.model.imported"),
     "openvino": ("run.engines.openvino", "make.lower"),
     "nncf": ("make.lower",),
     "executorch": ("run.engines.executorch", "make.lower"),
