@@ -1,7 +1,8 @@
 """How hard to try: a level is a list of recipes.
 
-``low`` trains nothing: what it cuts is repaired on calibration data. ``medium`` adds deeper cuts with recovery.
-``high`` adds longer recovery, more cuts, zeros, and exits for samples that are easy.
+``low`` trains nothing: what it cuts is repaired on calibration data. ``medium`` adds deeper cuts with recovery, and
+weights in four bits that are trained. ``high`` adds longer training, more cuts, zeros, and exits for samples that are
+easy.
 A level is printed by ``tauten optimize --dry-run`` and can be given back as a file.
 """
 
@@ -67,6 +68,8 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     yield Recipe("fp32", (), lowering)
     yield Recipe("int8", (static,), lowering)
     yield Recipe("int8-dynamic", (dynamic,), lowering)
+    # Small files of models whose activations eight bits would break.
+    yield Recipe("int8-weights", (_step("quantize.weight_only", bits=8, rounding="nearest"),), lowering)
     for ratio in (0.3, 0.5):
         yield Recipe(f"cut-{ratio:g}-int8", (_step("prune.structured", ratio=ratio), static), lowering)
     if level == "low":
@@ -74,6 +77,9 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     epochs, steps = {"medium": (3, 500), "high": (15, 2500)}[level]
     ratios = {"medium": (0.5, 0.7, 0.85), "high": (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)}[level]
     recover = _step("distill.recover", epochs=epochs, steps=steps)
+    aware = _step("quantize.quantization_aware", bits=4, epochs=epochs)
+    yield Recipe("float16-weights", (_step("quantize.weight_only", bits=16, rounding="nearest"),), lowering)
+    yield Recipe("int4-aware", (aware,), lowering)
     # Not repaired: after so many steps a good start shows no more.
     for ratio in ratios:
         cut = _step("prune.structured", ratio=ratio, repair="none")
@@ -84,6 +90,9 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
     if level == "high":
         sparse = _step("prune.magnitude", ratio=0.8)
         yield Recipe("magnitude-0.8-int8", (sparse, recover, static), lowering)
+        yield Recipe("int4", (_step("quantize.post_training", bits=4, rounding="gptq"),), lowering)
+        half = _step("prune.structured", ratio=0.5, repair="none")
+        yield Recipe("structured-0.5-int4-aware", (half, recover, aware), lowering)
         cut, leave = _step("prune.structured", ratio=0.5, repair="none"), _step("dynamic.early_exit")
         yield Recipe("early-exit-0.5-int8", (cut, recover, leave, static), lowering)
 

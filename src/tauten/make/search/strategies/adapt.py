@@ -18,20 +18,19 @@ __all__ = ["Adapt"]
 class Adapt:
     """Each way that the recipes go on after ``prune.structured`` gets one cut, adapted to the latency of the budget.
 
-    Recipes without that pass are asked for as they are. Trials run the passes that follow the cut and do not train; the
+    Recipes without that pass are asked for as they are, and so are those that train eight or four bits, which no short
+    trial shows. Trials run the passes that follow the cut and do not train; the
     recipe that is asked for at the end runs all of them. ``ConfigError`` where the budget has no ``max_latency_ms``.
     """
 
     def __init__(self, recipes: Sequence[Recipe], seed: int, budget: Budget) -> None:
         if budget.max_latency_ms is None:
             raise ConfigError("strategy adapt: expected a budget with max_latency_ms (--max-latency-ms)")
-        self._plain = [recipe for recipe in recipes if not any(step.name == CUT for step in recipe.passes)]
+        self._plain = [recipe for recipe in recipes if not _adaptable(recipe)]
         self._ways: list[tuple[Recipe, int, Adaptation]] = []
         seen = set()
-        for recipe in recipes:
-            at = next((index for index, step in enumerate(recipe.passes) if step.name == CUT), None)
-            if at is None:
-                continue
+        for recipe in filter(_adaptable, recipes):
+            at = next(index for index, step in enumerate(recipe.passes) if step.name == CUT)
             rest = (*recipe.passes[:at], *recipe.passes[at + 1 :])
             if rest in seen:
                 continue
@@ -66,3 +65,9 @@ class Adapt:
         """Of a trial, what it measured; of other recipes there is nothing to learn."""
         if self._ways and self._ways[0][2].awaits(recipe):
             self._ways[0][2].tell(recipe, entry, gain)
+
+
+def _adaptable(recipe: Recipe) -> bool:
+    """Whether the recipe cuts channels, and its precision needs no training."""
+    learns = any(step.trains and QUANTIZED in step.gives for step in recipe.passes)
+    return not learns and any(step.name == CUT for step in recipe.passes)
