@@ -276,7 +276,10 @@ class Workshop:
         return model.but(module=module.eval()), key
 
     def _baseline(self) -> tuple[Artifact, QualityEvaluator]:
-        """The untouched model in PyTorch eager fp32 (in ONNX Runtime where it came so); its size is that of its weights as safetensors."""
+        """The untouched model in PyTorch eager fp32, in ONNX Runtime where it came so.
+
+        Its size is that of its weights as safetensors.
+        """
         self.order.observer.stage("measure the untouched model")
         # A model that came as ONNX has no code that PyTorch runs.
         recipe = Recipe(BASELINE, (), "onnx" if isinstance(self.model.module, OnnxModule) else "eager")
