@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,13 +30,12 @@ def test_kernels_lie_channels_last_and_answers_stay() -> None:
     assert np.allclose(answer(made, example(task)), answer(before, example(task)), atol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["onnx", "eager"])
-def test_an_artifact_answers_the_same(engine: str, tmp_path: object) -> None:
+def test_an_artifact_answers_the_same(tmp_path: Path) -> None:
     task = residual_task()
     before, made, _ = change(ChannelsLast(), task)
     target = Target(name="here")
-    lowered = LOWERINGS.get(engine)(made, target, Context(task, task.build()))
-    artifact = to_artifact(lowered, f"{tmp_path}/a", name="a", engine=engine, target=target)
+    lowered = LOWERINGS.get("eager")(made, target, Context(task, task.build()))
+    artifact = to_artifact(lowered, tmp_path / "a", name="a", engine="eager", target=target)
     assert np.allclose(load(artifact)(example(task))["output"], answer(before, example(task)), atol=1e-4)
 
 

@@ -20,7 +20,7 @@ from tauten.make.model.run import Tensors, call, to_tensor
 from tauten.make.model.task import Data
 from tauten.make.model.training.checkpoint import Checkpoint, Checkpoints, identify
 from tauten.make.model.training.loop import Loop, OnStep, batch_norm_for
-from tauten.make.model.training.memory import PeakMemory, held_mib, trim
+from tauten.make.model.training.memory import PeakMemory, frugal, held_mib, trim
 from tauten.make.model.training.parts import Parts, check_divisible, largest_rows
 from tauten.make.model.training.precision import Precision, channels_last, computing_in, in_float32
 from tauten.make.model.training.processes import Processes
@@ -84,6 +84,7 @@ class Trainer:
         checkpoint = self._checkpoint(module, train, validate, keep_zeros, processes)
         device = _device(module) if processes.count == 1 else processes.device
         with ExitStack() as stack:
+            stack.enter_context(frugal(self.training.max_memory_mib is not None))
             stack.enter_context(processes.holding(*learning, *self.teachers))
             processes.follow_main(*learning)
             saves = self.training.saves_memory

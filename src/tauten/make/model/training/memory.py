@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +14,9 @@ from torch import nn
 
 _STATUS = Path("/proc/self/status")
 _REFS = Path("/proc/self/clear_refs")
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
+_SMALL = 16 << 10
+_LARGE = 32 << 20  # the most that glibc takes
 
 
 class PeakMemory:
@@ -70,6 +74,28 @@ def trim() -> None:
     """The C library lets go of pages that were freed, which it keeps for the next time; without glibc, nothing."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def frugal(wanted: bool = True) -> Iterator[None]:
+    """Larger pieces of memory go back to the system as soon as they are freed; without glibc, nothing changes.
+
+    Resident memory then is what is in use, and not what was in use before. It is slower, for each page that comes anew
+    is cleared. Afterwards the C library keeps pieces of up to 32 MiB, as it comes to do by itself in a process that
+    frees such.
+    """
+    if wanted:
+        _keep_above(_SMALL)
+    try:
+        yield
+    finally:
+        if wanted:
+            _keep_above(_LARGE)
+
+
+def _keep_above(size: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, size)
 
 
 def free_weights(module: nn.Module) -> float:

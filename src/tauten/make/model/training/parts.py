@@ -12,6 +12,7 @@ from tauten.core.tensor import TensorSpec
 from tauten.errors import PassError
 from tauten.make.model.task import Batch
 from tauten.make.model.training.memory import PeakMemory, trim
+from tauten.run.measure.rows import largest_rows as rows_within
 
 
 @dataclass
@@ -58,34 +59,32 @@ class Parts:
 def largest_rows(
     count: int, needed: Callable[[int], float | None], limit_mib: float, what: str
 ) -> tuple[int | None, dict[int, float]]:
-    """The most rows, up to ``count``, that need no more than the limit, and what was measured.
+    """The most rows in which even parts of ``count`` need no more than the limit, and what was measured.
 
-    From one row on in doubles, so that no trial goes far beyond the limit, then by halves in between. ``None`` where
-    the system tells nothing. Raises ``PassError`` with the figures where one row needs more.
+    ``None`` where the system tells nothing. Raises ``PassError`` with the figures where one row needs more.
     """
     figures: dict[int, float] = {}
 
-    def holds(rows: int) -> bool:
-        found = needed(rows)
-        if found is None:
-            raise _Unknown
-        figures[rows] = found
-        return found <= limit_mib
+    def even(rows: int) -> int:
+        return math.ceil(count / math.ceil(count / rows))
+
+    def known(rows: int) -> float:
+        size = even(rows)
+        if size not in figures:
+            found = needed(size)
+            if found is None:
+                raise _Unknown
+            figures[size] = found
+        return figures[size]
 
     try:
-        if not holds(1):
-            need = f"{figures[1]:.1f} MiB" if math.isfinite(figures[1]) else "more than the machine has"
-            raise PassError(f"{what}: one sample at a time needs {need}, and max_memory_mib allows {limit_mib:g} MiB")
-        good, bad = 1, count + 1
-        while good * 2 < bad and bad == count + 1 and good < count:
-            tried = min(count, good * 2)
-            good, bad = (tried, bad) if holds(tried) else (good, tried)
-        while bad - good > 1 and good < count:
-            tried = (good + bad) // 2
-            good, bad = (tried, bad) if holds(tried) else (good, tried)
+        rows, _ = rows_within(count, known, limit_mib)
     except _Unknown:
         return None, {}
-    return good, figures
+    if not rows:
+        need = f"{figures[1]:.1f} MiB" if math.isfinite(figures[1]) else "more than the machine has"
+        raise PassError(f"{what}: one sample at a time needs {need}, and max_memory_mib allows {limit_mib:g} MiB")
+    return even(rows), figures
 
 
 def check_divisible(specs: Sequence[TensorSpec], what: str) -> None:

@@ -20,18 +20,17 @@ from typing import Any, Final
 import torch
 
 from tauten.errors import PassError
-from tauten.make.model.training.memory import PeakMemory, resident_mib, trim
+from tauten.make.model.training.memory import PeakMemory, frugal, resident_mib
 
 _PATIENCE_S: Final = 600.0
 
 
 def work_mib(work: Callable[[], object], device: torch.device, *, warm: bool = True) -> float | None:
-    """By how much memory grows, at most, while ``work`` is done for the second time.
+    """By how much memory grows, at most, while ``work`` is done for the second time: what of it is alive at once.
 
-    Without ``warm``, while it is done the first two times: with what is set up once, and what falls apart between them,
-    as in a process that goes on to do it. ``None`` where the system does not tell, infinite where memory did not
-    suffice. On a processor, ``work`` leaves no trace here; on a GPU it is done in this process. Raises ``PassError``
-    with what it raised.
+    Without ``warm``, while it is done the first two times, with what is set up once, as in this process if it goes on
+    to do it. ``None`` where the system does not tell, infinite where memory did not suffice. On a processor, ``work``
+    leaves no trace here; on a GPU it is done in this process. Raises ``PassError`` with what it raised.
     """
     return _on_cuda(work, device) if device.type == "cuda" else _in_fork(work, warm)
 
@@ -92,16 +91,15 @@ def _tell(work: Callable[[], object], warm: bool, writing: int) -> None:
     """In the fork: measure, write, end. Never returns."""
     try:
         torch.set_num_threads(1)
-        start = resident_mib()
-        if warm:
-            work()
-            trim()
+        with frugal(warm):
+            if warm:
+                work()
             start = resident_mib()
-        peak = PeakMemory(torch.device("cpu"))
-        if not warm:
+            peak = PeakMemory(torch.device("cpu"))
+            if not warm:
+                work()
             work()
-        work()
-        end = peak.mib()
+            end = peak.mib()
         told: dict[str, Any] = {"mib": max(0.0, (end or 0.0) - (start or 0.0))}
     except MemoryError:
         os._exit(1)
