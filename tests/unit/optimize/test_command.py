@@ -151,6 +151,7 @@ def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path:
         ([TASK, "--target", "gpu"], 2, "expected a device that the baselines run on"),
         ([TASK, "--max-bytes", "many"], 2, "expected a size such as 50KB"),
         ([TASK, "--max-drop", "-1"], 2, "greater than or equal to 0"),
+        ([TASK, "--engine", "abacus"], 2, "expected auto or one of target server-cpu (onnx, openvino, inductor)"),
         ([TASK, "--level", "extreme"], 2, "use one of low, medium, high"),
         ([f"{HERE / 'task.py'}:nothing"], 2, "nothing"),
     ],

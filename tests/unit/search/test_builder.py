@@ -27,6 +27,11 @@ def test_a_precision_that_the_target_lacks_is_refused_either_way() -> None:
     with pytest.raises(RecipeError, match="runs in float32, and target tiny has"):
         builder(Target(name="tiny", precisions=("int8",))).check(FLOAT)
     builder(Target(name="tiny", precisions=("int8",))).check(INT8)
+    four = pass_from_json({"pass": "quantize.weight_only", "bits": 4, "layers": [["head", "float32"]]})
+    with pytest.raises(RecipeError, match="runs in int4, and target tiny has"):
+        builder(Target(name="tiny", precisions=("int8",))).check(Recipe("four", (four,)))
+    with pytest.raises(RecipeError, match="runs in float32, and target tiny has"):
+        builder(Target(name="tiny", precisions=("int4",))).check(Recipe("four", (four,)))
 
 
 def test_training_without_train_data_is_refused_by_name() -> None:

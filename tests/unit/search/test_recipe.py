@@ -7,7 +7,7 @@ import pytest
 
 from tauten.errors import RecipeError
 from tauten.make.search.levels import LEVELS, find_level
-from tauten.make.search.recipe import Recipe, pass_from_json
+from tauten.make.search.recipe import Recipe, Way, pass_from_json
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -69,7 +69,23 @@ def test_an_unknown_level_names_those_there_are() -> None:
         find_level("extreme")
 
 
-@pytest.mark.parametrize("name", ["baseline", "engine_baseline"])
+@pytest.mark.parametrize("name", ["baseline", "engine_baseline", "engine_baseline-onnx", "race-int8-onnx-0"])
 def test_a_recipe_cannot_take_the_untouched_models_name(name: str) -> None:
     with pytest.raises(RecipeError, match="the untouched model has this name"):
         find_level([Recipe(name)])
+
+
+def test_a_recipe_may_leave_its_engine_to_the_run(tmp_path: Path) -> None:
+    way = Way("onnx", {"placement": "products"})
+    left = Recipe("left", lowering="auto")
+    assert Recipe.from_json(left.to_json()) == left
+    assert left.on(way) == Recipe("left", lowering="onnx", options={"placement": "products"})
+    assert left.on(way).options == {"placement": "products"}
+    assert Recipe("mine", lowering="eager").on(way).lowering == "eager"
+    with pytest.raises(RecipeError, match="need a lowering that is named"):
+        Recipe("left", lowering="auto", options={"placement": "products"})
+    path = tmp_path / "recipes.json"
+    path.write_text(json.dumps([{"name": "any", "passes": []}, {"name": "own", "passes": [], "lowering": "eager"}]))
+    assert [recipe.lowering for recipe in find_level(str(path), "auto")] == ["auto", "eager"]
+    assert {recipe.lowering for recipe in find_level("low", "auto")} == {"auto"}
+    assert [recipe.to_json()["lowering"] for recipe in find_level(str(path))] == ["onnx", "eager"]
