@@ -69,7 +69,9 @@ def scores_each_sample(metric: Metric, example: Example) -> None:
 
 
 def scores_samples_alone(metric: Metric, example: Example) -> None:
-    """A sample's score does not depend on the others of its batch."""
+    """A sample's score does not depend on the others of its batch, unless the metric says so (``together``)."""
+    if getattr(metric, "together", False):
+        return
     together = metric(example.outputs, example.labels)
     alone = np.concatenate([_cut(metric, example, slice(row, row + 1)) for row in range(len(together))])
     hold(np.allclose(together, alone, rtol=1e-9, atol=1e-9), f"alone {alone}, together {together}")

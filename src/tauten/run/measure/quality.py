@@ -71,7 +71,7 @@ def measure_quality(
     if not sum(len(scores) for scores in parts):
         raise TaskError("expected at least one sample to judge quality by, got none")
     groups = None
-    if isinstance(metric, FunctionMetric):
+    if isinstance(metric, FunctionMetric) or getattr(metric, "together", False):
         groups = np.repeat(np.arange(len(parts)), [len(scores) for scores in parts])
     scores = np.concatenate(parts)
     return Quality(_summary(scores, groups, metric), scores, groups)

@@ -17,7 +17,8 @@ class Metric(Protocol):
     """A score a sample; the quality is their mean.
 
     ``unit`` is what a point is, ``better`` which way is better, ``reference`` says that it compares with the original
-    model's outputs instead of labels.
+    model's outputs instead of labels. A metric whose scores depend on the other samples of the batch says so by a true
+    attribute ``together``: intervals then draw batches, not samples.
     """
 
     # Properties, so that a frozen value is a metric too.
