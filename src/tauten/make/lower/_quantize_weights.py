@@ -23,6 +23,7 @@ _KINDS: Final[dict[str, Kind]] = {
 }  # fmt: skip
 _FEWEST_ROWS: Final = 64  # of a table of vectors; a smaller one is not worth the work at each call
 _SHARES: Final = np.linspace(1.0, 0.6, 9)  # of a channel's largest magnitude, tried where 16 steps must span it
+_SMALL: Final = (TensorProto.INT8, TensorProto.FLOAT16, TensorProto.UINT16)
 _CLOSE: Final = 1e-5
 
 
@@ -139,11 +140,13 @@ def untie(graph: GraphProto) -> None:
 
 
 def share(graph: GraphProto) -> int:
-    """Let an int8 matrix that is another's transpose be read from that one, in place; returns how many were.
+    """Let a small matrix that is another's transpose be read from that one, in place; returns how many were.
 
     Engines transpose it once, while they load: a table that is also the output layer's weight ships once.
     """
-    matrices = [t for t in graph.initializer if t.data_type == TensorProto.INT8 and len(t.dims) == 2]
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
+    matrices = [tensor for tensor in graph.initializer if tensor.data_type in _SMALL and len(tensor.dims) == 2]
+    matrices.sort(key=lambda tensor: tensor.name not in tables)  # a table stays as it is
     known: dict[tuple[tuple[int, ...], bytes], str] = {}
     joined = 0
     for tensor in matrices:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,18 +29,22 @@ def store_weights(model: ModelProto, chosen: Mapping[str, Rounded]) -> dict[str,
     """Hold each weight of ``chosen`` in whole numbers, in place; by its name, how it is computed with.
 
     Matrices become ONNX Runtime's product with packed weights, ``MatMulNBits``, unless their groups are of a size that
-    it does not know. Of a table only the rows that are looked up are widened. All other weights are widened by
+    it does not know, or a table holds the same numbers the other way round, which then need not be stored twice. Of a
+    table only the rows that are looked up are widened. All other weights are widened by
     operations on constants, which a runtime carries out once, while it loads: the file is small, the memory is that of
     float. (It leaves ``DequantizeLinear`` of a constant to each call.)
     """
     graph = model.graph
     maker = _Maker(graph, chosen)
+    twins = _turned_tables(graph, chosen)
     nodes: list[NodeProto] = []
     for node in graph.node:
         names = [name for name in node.input if name in chosen]
         rounded = chosen[names[0]] if names else None
         if rounded is None:
             nodes.append(node)
+        elif node.op_type == "MatMul" and names[0] in twins and not rounded.group:
+            nodes += maker.dequantized_product(node, names[0])
         elif node.op_type == "MatMul" and rounded.group in (0, *BLOCKS) and rounded.axis in (1, None):
             nodes += maker.packed_product(node, names[0])
         elif node.op_type == "Gather" and not rounded.group and rounded.axis in (0, None):
@@ -69,6 +73,15 @@ def pack_pairs(numbers: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         numbers = np.concatenate([numbers, np.zeros_like(numbers[..., :1])], axis=-1)
     low, high = numbers[..., 0::2], numbers[..., 1::2]
     return np.bitwise_or(low, np.left_shift(high, 4, dtype=np.uint8), dtype=np.uint8)
+
+
+def _turned_tables(graph: GraphProto, chosen: Mapping[str, Rounded]) -> set[str]:
+    """The matrices whose codes are the transpose of a table's."""
+    tables = {node.input[0] for node in graph.node if node.op_type == "Gather"} & chosen.keys()
+    turned = [chosen[name].codes.T for name in tables]
+    return {
+        name for name in chosen.keys() - tables if any(np.array_equal(chosen[name].codes, table) for table in turned)
+    }
 
 
 def _each(zero_point: npt.NDArray[np.int8], channels: int, blocks: int) -> npt.NDArray[np.int8]:
@@ -123,12 +136,24 @@ class _Maker:
         )  # fmt: skip
         return [*nodes, product]
 
+    def dequantized_product(self, node: NodeProto, name: str) -> list[NodeProto]:
+        """A float product behind ``DequantizeLinear``, which ONNX Runtime joins to one kernel for packed weights.
+
+        Each product has one of its own: shared, it would be carried out at each call.
+        """
+        rounded, target = self._chosen[name], f"{node.output[0]}_weight"
+        along: dict[str, Any] = {} if rounded.axis is None else {"axis": rounded.axis}
+        given = self._tensors(name)
+        node.input[1] = target
+        self.ways[name] = "8-bit kernel, inputs rounded to 8 bits a block"
+        return [helper.make_node("DequantizeLinear", given, [target], name=f"{target}_dequantize", **along), node]
+
     def look_up(self, node: NodeProto, name: str) -> list[NodeProto]:
         rounded = self._chosen[name]
         indices, output = node.input[1], node.output[0]
         codes, *others = self._tensors(name)
         self.ways[name] = "float32; only rows that are looked up are widened"
-        whole, last = f"{output}_int8", f"{output}_float"
+        whole, last = f"{output}_codes", f"{output}_wide"
         nodes = [
             helper.make_node("Gather", [codes, indices], [whole], name=f"{whole}_rows", axis=0),
             helper.make_node("Cast", [whole], [last], name=f"{whole}_cast", to=TensorProto.FLOAT),
@@ -138,7 +163,9 @@ class _Maker:
             if rounded.axis is None:
                 found.append(other)
             else:
-                nodes.append(helper.make_node("Gather", [other, indices], [f"{output}{other[len(name) :]}"], axis=0))
+                nodes.append(
+                    helper.make_node("Gather", [other, indices], [f"{output}_rows{other[len(name) :]}"], axis=0)
+                )
                 found.append(nodes[-1].output[0])
         if len(found) > 1:
             nodes.append(helper.make_node("Cast", [found[1]], [f"{output}_offset"], to=TensorProto.FLOAT))
