@@ -22,7 +22,7 @@ def test_a_reversed_order_is_the_opposite() -> None:
     theirs = np.stack([np.cos(angles), np.sin(angles)], 1)
     ours = theirs.copy()
     ours[1:] = theirs[[3, 2, 1]]
-    assert METRIC({"e": ours}, {"e": theirs})[0] == -100.0
+    np.testing.assert_allclose(METRIC({"e": ours}, {"e": theirs})[0], -100.0)
 
 
 def test_noise_costs_by_how_much_it_is() -> None:
