@@ -48,6 +48,8 @@ def show_result(console: Console, result: Result, out: str) -> None:
             f"({signed(-test.drop_points.value)} points, "
             f"{signed(-test.drop_points.high)} to {signed(-test.drop_points.low)})"
         )
+    if best.mixed:
+        console.print(f"[yellow]Mixed precision:[/] {escape(best.mixed.why)}", soft_wrap=True)
     for caveat in result.caveats:
         console.print(f"[yellow]Note:[/] {escape(caveat)}", soft_wrap=True)
     console.print(f"[bold green]The budget is met.[/] {escape(result.explanation)}", soft_wrap=True)

@@ -263,6 +263,19 @@ def engines(run: Run) -> list[EngineRow]:
     ]
 
 
+def mixed(entry: Entry) -> tuple[str, list[tuple[str, str]]] | None:
+    """Why some layers stay in a higher precision, and which; ``None`` where none does."""
+    told = entry.raw.get("mixed")
+    if not isinstance(told, Mapping):
+        return None
+    rows = []
+    for layer in told.get("layers") or []:
+        noise = layer.get("noise")
+        cost = f", the outputs' noise with it alone quantized: {noise:.3g} of their power" if noise is not None else ""
+        rows.append((str(layer.get("path", "")), f"{layer.get('precision', '')}{cost}"))
+    return str(told.get("why", "")), rows
+
+
 def refused(run: Run) -> list[tuple[str, str]]:
     """Candidates that could not be made, and why."""
     return [(str(raw.get("name", "")), str(raw.get("error", ""))) for raw in run.raw.get("refused") or []]

@@ -61,6 +61,7 @@ def render(result: Mapping[str, Any]) -> str:
         layers=tables.layers(run),
         patterns_of=patterns_of(run),
         engines=tables.engines(run),
+        mixed=tables.mixed(run.shown) if run.shown else None,
         refused=tables.refused(run),
         environment=tables.environment(run.raw),
         legend=legend(plots),

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tauten.report import figures, summary, tables
-from tauten.report.run import Run
+from tauten.report.run import Entry, Run
+from tauten.report.write import render
 from tests.unit.report import sample
 
 
@@ -175,3 +176,16 @@ def test_the_engine_is_that_of_the_untouched_model_beside_the_best() -> None:
     result["engine_baseline"]["recipe"] = {"name": "engine_baseline", "passes": [], "lowering": "openvino"}
     assert Run(result).engine == "openvino"
     assert any("(openvino)" in text for text in summary.sentences(Run(result)))
+
+
+def test_layers_in_a_higher_precision_are_told_with_the_reason() -> None:
+    result = sample.sample()
+    assert tables.mixed(Entry(result["best"])) is None
+    layers = [{"path": "head", "precision": "float32", "noise": 0.25}, {"path": "first", "precision": "float32"}]
+    result["best"]["mixed"] = {"base": "int8", "of": 3, "why": "int8 loses 3.00 points", "layers": layers}
+    found = tables.mixed(Entry(result["best"]))
+    assert found is not None
+    assert found[0] == "int8 loses 3.00 points"
+    assert [path for path, _ in found[1]] == ["head", "first"]
+    assert "0.25 of their power" in found[1][0][1]
+    assert "int8 loses 3.00 points." in render(result)
