@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench._latency_models import Subject
@@ -175,6 +176,75 @@ class OrtDynamic(OrtFloat):
         )
 
 
+class Olive(OrtFloat):
+    """Olive's static int8 workflow for ONNX Runtime on a CPU: U8 activations, S8 weights a channel."""
+
+    file = "olive.onnx"
+
+    def prepare(self) -> None:
+        import olive
+
+        np.savez(self.folder / "samples.npz", **self.subject.calibrate)
+        script = self.folder / "olive_samples.py"
+        script.write_text(_OLIVE_SCRIPT)
+        loaded = {"type": "tauten_bench_samples", "params": {"path": str(self.folder / "samples.npz")}}
+        work = self.folder / "olive"
+        olive.run(
+            {
+                "input_model": {"type": "ONNXModel", "model_path": str(export_onnx(self))},
+                "data_configs": [
+                    {
+                        "name": "samples",
+                        "user_script": str(script),
+                        "load_dataset_config": loaded,
+                        "pre_process_data_config": {"type": "skip_pre_process"},
+                        "post_process_data_config": {"type": "skip_post_process"},
+                        "dataloader_config": {"type": "no_auto_batch_dataloader"},
+                    }
+                ],
+                "passes": {
+                    "quantize": {
+                        "type": "OnnxStaticQuantization",
+                        "data_config": "samples",
+                        "quant_format": "QDQ",
+                        "per_channel": True,
+                        "precision": "int8",
+                        "activation_type": "uint8",
+                    }
+                },
+                "output_dir": str(work / "out"),
+                "cache_dir": str(work / "cache"),
+            }
+        )
+        (found,) = (work / "out").rglob("*.onnx")
+        found.rename(self.folder / self.file)
+
+
+_OLIVE_SCRIPT = """
+import numpy as np
+from olive.data.registry import Registry
+
+
+class Samples:
+    def __init__(self, path):
+        with np.load(path) as arrays:
+            self.arrays = {name: arrays[name] for name in arrays.files}
+
+    def __len__(self):
+        return len(next(iter(self.arrays.values()))) // 8
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError
+        return {name: array[8 * index : 8 * index + 8] for name, array in self.arrays.items()}, 0
+
+
+@Registry.register_dataset()
+def tauten_bench_samples(path, **others):
+    return Samples(path)
+"""
+
+
 class OpenvinoFloat(Peer):
     """OpenVINO's own conversion and defaults (bfloat16 where the processor has it), for any batch."""
 
@@ -273,6 +343,7 @@ PEERS: dict[str, type[Peer]] = {
     "ONNX Runtime fp32": OrtFloat,
     "ONNX Runtime static int8": OrtStatic,
     "ONNX Runtime dynamic int8": OrtDynamic,
+    "Olive static int8": Olive,
     "OpenVINO bf16": OpenvinoFloat,
     "OpenVINO bf16, fixed batch": OpenvinoFloatFixed,
     "OpenVINO + NNCF int8": OpenvinoNncf,
