@@ -136,11 +136,16 @@ class Trainer:
         check_divisible(self.inputs, "training")
         with randomness_kept(train):
             count = self._samples(next(iter(train))[0])
+        # What is set up once, by the first gradients and the first step, is no part of what rows decide. Not with the
+        # objective: one that keeps a teacher's answers would take this for a batch of the data.
+        replace(self, objective=_sum_of)._step(module, train, validate, 1)()
+        one = nn.Parameter(torch.zeros(1, device=device))
+        one.grad = torch.zeros_like(one)
+        torch.optim.AdamW([one]).step()
         trim()
 
         def needed(rows: int) -> float | None:
-            held = held_mib(device)
-            work = work_mib(self._step(module, train, validate, rows), device, warm=False)
+            held, work = held_mib(device), work_mib(self._step(module, train, validate, rows), device)
             return None if held is None or work is None else held + work
 
         rows, _ = largest_rows(count, needed, limit, "training")
@@ -241,6 +246,11 @@ def checkpoints_of(context: Context, step: Pass, teachers: tuple[nn.Module, ...]
     taught = [digest(teacher) for teacher in teachers]
     known = {"step": step.to_json(), "teachers": taught, "loss": code_of(context.task.loss)}
     return Checkpoints(context.checkpoints, json.dumps(known, sort_keys=True))
+
+
+def _sum_of(outputs: Tensors, inputs: Arrays, labels: torch.Tensor | None) -> torch.Tensor:
+    sums = [tensor.sum() for tensor in outputs.values() if tensor.requires_grad]
+    return sum(sums[1:], sums[0])
 
 
 def _held(module: nn.Module, vectors: Collection[str]) -> list[nn.Parameter]:

@@ -25,14 +25,13 @@ from tauten.make.model.training.memory import PeakMemory, frugal, resident_mib
 _PATIENCE_S: Final = 600.0
 
 
-def work_mib(work: Callable[[], object], device: torch.device, *, warm: bool = True) -> float | None:
+def work_mib(work: Callable[[], object], device: torch.device) -> float | None:
     """By how much memory grows, at most, while ``work`` is done for the second time: what of it is alive at once.
 
-    Without ``warm``, while it is done the first two times, with what is set up once, as in this process if it goes on
-    to do it. ``None`` where the system does not tell, infinite where memory did not suffice. On a processor, ``work``
-    leaves no trace here; on a GPU it is done in this process. Raises ``PassError`` with what it raised.
+    ``None`` where the system does not tell, infinite where memory did not suffice. On a processor, ``work`` leaves no
+    trace here; on a GPU it is done in this process. Raises ``PassError`` with what it raised.
     """
-    return _on_cuda(work, device) if device.type == "cuda" else _in_fork(work, warm)
+    return _on_cuda(work, device) if device.type == "cuda" else _in_fork(work)
 
 
 def how(device: torch.device) -> str:
@@ -54,7 +53,7 @@ def _on_cuda(work: Callable[[], object], device: torch.device) -> float:
     return (torch.cuda.max_memory_allocated(device) - start) / 2**20
 
 
-def _in_fork(work: Callable[[], object], warm: bool) -> float | None:
+def _in_fork(work: Callable[[], object]) -> float | None:
     """What resident memory grew by, in MiB; ``None`` where there is no fork or ``/proc``, infinite where it was killed.
 
     Raises ``PassError`` with what ``work`` raised.
@@ -69,7 +68,7 @@ def _in_fork(work: Callable[[], object], warm: bool) -> float | None:
         child = os.fork()
     if child == 0:
         os.close(reading)
-        _tell(work, warm, writing)
+        _tell(work, writing)
     os.close(writing)
     try:
         text = _read(reading)
@@ -87,17 +86,14 @@ def _in_fork(work: Callable[[], object], warm: bool) -> float | None:
     return grown
 
 
-def _tell(work: Callable[[], object], warm: bool, writing: int) -> None:
+def _tell(work: Callable[[], object], writing: int) -> None:
     """In the fork: measure, write, end. Never returns."""
     try:
         torch.set_num_threads(1)
-        with frugal(warm):
-            if warm:
-                work()
+        with frugal():
+            work()  # a fork has not the pages of files that its parent has: they come with the first time
             start = resident_mib()
             peak = PeakMemory(torch.device("cpu"))
-            if not warm:
-                work()
             work()
             end = peak.mib()
         told: dict[str, Any] = {"mib": max(0.0, (end or 0.0) - (start or 0.0))}
