@@ -158,3 +158,19 @@ def test_weights_that_are_not_finite_are_left() -> None:
     made = apply(PostTraining(), model, context)
     assert "finite" in made.history[-1].notes["refused"]["0"]
     assert "1" in made.history[-1].notes["refused"] or isinstance(made.module[1], QuantizedLayer)
+
+
+def test_code_around_a_layer_may_ask_what_the_layer_has() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.pad(x, (0, self.conv.stride[0] - 1) * 2)
+            return self.conv(x).mean((2, 3)) * self.conv.weight.shape[0]
+
+    made = tauten.quantize(task_of(Padded()))
+    assert isinstance(made.module.conv, QuantizedLayer)
+    assert made.module.conv.kernel_size == (3, 3)
+    assert not hasattr(made.module.conv, "no_such_thing")

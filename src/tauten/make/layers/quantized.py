@@ -109,6 +109,16 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("input_low", None if low is None else torch.tensor(float(low)))
         self.register_buffer("input_high", None if high is None else torch.tensor(float(high)))
 
+    def __getattr__(self, name: str) -> Any:
+        """What the layer has besides its weight, such as a stride, which code around it may ask for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            layer = self.__dict__.get("_modules", {}).get("layer")
+            if layer is None or name.startswith("__"):
+                raise
+            return getattr(layer, name)
+
     @property
     def grid(self) -> Grid:
         """Where the weight's numbers lie."""
