@@ -41,6 +41,10 @@ def test_groups_are_better_than_channels() -> None:
     assert error(bits=4, granularity="group", group=16) < 0.9 * error(bits=4)
 
 
+def test_scales_of_four_bits_are_those_of_least_error() -> None:
+    assert error(bits=4) == error(bits=4, scales="mse") != error(bits=4, scales="absmax")
+
+
 def test_eight_bits_are_near_and_corrected_biases_nearer_in_four() -> None:
     assert error() < 1e-3
     assert error(bits=4, correct_bias=True) < error(bits=4)

@@ -24,6 +24,9 @@ class PostTraining(QuantizingPass):
     smallest and largest values (``minmax``), their 99.999th percentile, or the range that costs least squared error
     (``mse``) or loses least information (``entropy``; Migacz, 2017).
 
+    ``scales`` span a weight's largest magnitude (``absmax``) or cost its numbers the least squared error (``mse``);
+    ``auto`` takes the first for 8 bits and the second for 4.
+
     Before: batch norms are folded (``fold``), scales move between layers (``equalize``) or from activations into
     weights (``smooth``, the share of it; 0 leaves them). Then weights are rounded (``rounding``), and with
     ``correct_bias`` the mean error of each output goes into its bias. ``layers`` names modules of another precision.
@@ -37,6 +40,7 @@ class PostTraining(QuantizingPass):
     bits: Literal[8, 4] = 8
     granularity: Granularity = "channel"
     group: int = 128
+    scales: Literal["auto", "absmax", "mse"] = "auto"
     rounding: Rounding = "nearest"
     fold: bool = True
     equalize: bool = False
@@ -70,7 +74,8 @@ class PostTraining(QuantizingPass):
             samples=self.samples,
             layers=dict(self.layers),
         )
-        return Settings(plan, self.rounding, correct_bias=self.correct_bias, fold=self.fold)
+        scales = None if self.scales == "auto" else self.scales
+        return Settings(plan, self.rounding, scales, correct_bias=self.correct_bias, fold=self.fold)
 
     def prepare(self, model: Model, data: Data) -> tuple[Model, dict[str, Any]]:
         """Fold, equalize and smooth, as far as asked for."""
