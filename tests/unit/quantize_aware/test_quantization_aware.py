@@ -74,13 +74,13 @@ def test_every_layer_comes_out_on_its_grid_with_the_range_of_its_input(task: tau
 
 
 def test_training_brings_it_nearer_to_the_original(task: tauten.Task) -> None:
-    made = learn(task, epochs=6, weight=1.0)
+    made = learn(task, epochs=6)
     notes = notes_of(made)
     assert notes["kept"] == "trained"
     assert notes["loss_after"] < notes["loss_before"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization_aware.Judge, "prefers", lambda *given: False)
-        rounded = learn(task, epochs=6, weight=1.0)
+        rounded = learn(task, epochs=6)
     assert notes_of(rounded)["kept"] == "post_training"
     assert distance(made.module, task.build()) < distance(rounded.module, task.build())
 
@@ -98,6 +98,12 @@ def test_a_training_that_loses_is_thrown_away(task: tauten.Task) -> None:
     assert notes["kept"] == "post_training"
     assert notes["scores"]["trained"] < notes["scores"]["post_training"]
     assert distance(made.module, task.build()) < 1
+
+
+def test_a_training_that_changed_nothing_is_not_called_one(task: tauten.Task) -> None:
+    notes = notes_of(learn(task, epochs=1, learning_rate=1e-12))
+    assert notes["best_epoch"] == 0
+    assert notes["kept"] == "post_training"
 
 
 def test_it_learns_from_the_teacher_alone(task: tauten.Task) -> None:

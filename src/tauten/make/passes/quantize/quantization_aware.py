@@ -47,8 +47,9 @@ class QuantizationAware(Learning):
 
     ``bits`` is what a weight takes, ``edges`` that of the first and the last layer, which lose most. ``layers`` says
     otherwise for some, as ``(path, precision)`` with the precisions int8, int4 and float32. With ``distill`` the
-    original teaches, and labels are not needed; the other parameters are those of training, as ``Learning`` tells, but
-    that the learning rate is 0.3 times the task's by default.
+    original teaches, and labels are not needed. The other parameters are those of training, as ``Learning`` tells, but
+    that the original alone is learned from (``weight``), for it is what shall be kept, and the learning rate is 0.3
+    times the task's.
 
     The result is never worse than rounding alone: both are judged, on validation data by the task's metric or without
     labels by their nearness to the original, and where training lost, what it began with is handed back. Layers that
@@ -66,6 +67,7 @@ class QuantizationAware(Learning):
     layers: tuple[tuple[str, _Precision], ...] = ()
     samples: Annotated[int, Field(ge=1)] = 256
     distill: bool = True
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +108,7 @@ class QuantizationAware(Learning):
         after = _fixed(module)
         judge = Judge(model, context)
         scores = {"post_training": judge(before), "trained": judge(after)}
-        kept = "trained" if judge.prefers(scores["trained"], scores["post_training"]) else "post_training"
+        learned = learnt["best_epoch"] > 0 and judge.prefers(scores["trained"], scores["post_training"])
         # What cannot learn stays as it is: rounded by the lowering, it would be what nothing here was judged with.
         plan = plan.model_copy(update={"layers": {**plan.layers, **dict.fromkeys(decided.refused, _FLOAT)}})
         notes = {
@@ -115,11 +117,11 @@ class QuantizationAware(Learning):
             "layers": {path: f"int{after.get_submodule(path).bits}" for path in learning},
             "refused": decided.refused,
             **decided.notes,
-            "kept": kept,
+            "kept": "trained" if learned else "post_training",
             "judged_on": judge.told(),
             "scores": scores,
         }
-        return Change(after if kept == "trained" else before, notes, plan)
+        return Change(after if learned else before, notes, plan)
 
     def _plan(self, model: Model, data: Data) -> QuantizationPlan:
         """What the parameters mean for this model."""
@@ -133,7 +135,7 @@ class QuantizationAware(Learning):
             raise PassError(f"{self.name}: layers: {unknown}; those that can be are {sorted(found.layers)}")
         called = list(reads_of(found.layers, model.module, data))
         of_edges: LayerPrecision = "int8" if self.edges == 8 else "int4"
-        edges = dict.fromkeys({path for path in (*called[:1], *called[-1:]) if self.edges != self.bits}, of_edges)
+        edges = dict.fromkeys((*called[:1], *called[-1:]) if self.edges != self.bits else (), of_edges)
         return QuantizationPlan(
             method="static", bits=self.bits, calibration="mse", samples=self.samples, layers={**edges, **asked}
         )
