@@ -8,7 +8,7 @@ in a higher precision is then found on written artifacts: as few as hold the bud
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -60,6 +60,11 @@ class Bisection:
             self.holds = number
         else:
             self.fails = number
+
+
+def mixes_by_hand(recipe: Recipe, names: Collection[str]) -> bool:
+    """Whether one of ``names`` is what a mixture of ``recipe`` would be called: the user has made one."""
+    return any(name.startswith(f"{recipe.name}-mixed") for name in names)
 
 
 def mix(shop: Workshop, recipe: Recipe, entry: Entry | None, max_drop: float | None, left: int = 0) -> Found | None:

@@ -20,7 +20,7 @@ from tauten.make.search.budget import choose, judge, nearest
 from tauten.make.search.evaluator import DEFAULT_SAMPLING, QualityEvaluator, Sampling
 from tauten.make.search.improve import improvements
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, find_level
-from tauten.make.search.mixed import NOISE, mix, quicken
+from tauten.make.search.mixed import NOISE, Found, mix, mixes_by_hand, quicken
 from tauten.make.search.observe import Observer
 from tauten.make.search.pareto import front
 from tauten.make.search.race import best_float, race
@@ -69,13 +69,14 @@ def optimize(
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
     """
     order = Order.of(task, target, seed, sampling, observer, origin, engine)
+    recipes = find_level(level, order.target.lowering(engine))
     run = _Run(
         order=order,
         budget=budget or _default_budget(task),
         level=level if isinstance(level, str) else "custom",
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
+        names=frozenset(recipe.name for recipe in recipes),
     )
-    recipes = find_level(level, order.target.lowering(engine))
     if strategy not in STRATEGIES.names():
         raise ConfigError(f"strategy: expected one of {', '.join(STRATEGIES.names())}, got {strategy!r}")
     search = STRATEGIES.get(strategy)(recipes, seed, run.budget)
@@ -101,6 +102,7 @@ class _Run:
     budget: Budget
     level: str
     workspace: Workspace
+    names: frozenset[str]
 
     def go(self, search: Strategy) -> Result:
         shop = Workshop(self.order, self.workspace, search.left)
@@ -168,30 +170,38 @@ class _Run:
                 self.order.observer.refused(asked.name, str(fault))
                 search.tell(asked, None)
                 if NOISE in str(fault):
-                    self._keep(mix(shop, asked, None, self.budget.max_drop, search.left), made, mixed, shop)
+                    self._mix(asked, None, shop, search, made, mixed)
                 continue
             made[asked.name] = artifact
             entry = shop.entry(asked.name, artifact)
             self.order.observer.found(entry, reused)
             search.tell(asked, entry)
             recipes[asked.name] = asked
-            self._keep(mix(shop, asked, entry, self.budget.max_drop, search.left), made, mixed, shop)
+            self._mix(asked, entry, shop, search, made, mixed)
         if self.level in QUICKENED and (smallest := self._smallest(made)) in recipes:
-            self._keep(quicken(shop, recipes[smallest]), made, mixed, shop)
+            self._keep(quicken(shop, recipes[smallest]), shop, made, mixed)
         return made, refused, mixed
 
-    def _keep(
+    def _mix(
         self,
-        found: tuple[Artifact, Mixed, bool] | None,
+        recipe: Recipe,
+        entry: Entry | None,
+        shop: Workshop,
+        search: Strategy,
         made: dict[str, Artifact],
         mixed: dict[str, Mixed],
-        shop: Workshop,
     ) -> None:
+        """Try the recipe with some layers in a higher precision, where its own breaks the budget."""
+        if not mixes_by_hand(recipe, self.names):
+            self._keep(mix(shop, recipe, entry, self.budget.max_drop, search.left), shop, made, mixed)
+
+    def _keep(self, found: Found | None, shop: Workshop, made: dict[str, Artifact], mixed: dict[str, Mixed]) -> None:
         """Take a candidate of mixed precision among the others."""
-        if found is None or (name := found[0].path.name) in made:
-            return
-        made[name], mixed[name], reused = found
-        self.order.observer.found(shop.entry(name, made[name]), reused)
+        if found is not None:
+            artifact, told, reused = found
+            name = artifact.path.name
+            made[name], mixed[name] = artifact, told
+            self.order.observer.found(shop.entry(name, artifact), reused)
 
     def _smallest(self, made: Mapping[str, Artifact]) -> str:
         """The name of the smallest candidate that loses no more than it may: the one that is likely to be chosen."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from tauten.artifact.read import Artifact
 from tauten.core.measure import Measure
-from tauten.errors import TautenError
+from tauten.errors import MeasureError, TautenError
 from tauten.make.lower import LOWERINGS
 from tauten.make.model.pass_ import Pass
 from tauten.make.search.improve import faster
@@ -77,11 +77,38 @@ def _race(shop: Workshop, precision: Precision) -> list[EngineTried]:
     found = shop.workspace.load_race(key)
     if found is None:
         shop.order.observer.stage(f"time {len(made)} ways to {precision} side by side")
-        timings = shop.time({str(index): artifact for index, artifact in made.items()}, (1,))
-        drops = {index: artifact.manifest.measures["drop_points"] for index, artifact in made.items()}
-        found = Raced(engines=decide(rows, {int(index): timing for index, timing in timings.items()}, drops))
+        timings, failed = _time(shop, made)
+        for index, reason in failed.items():
+            rows[index] = rows[index].model_copy(update={"reason": reason})
+        if not timings:
+            return rows
+        drops = {index: made[index].manifest.measures["drop_points"] for index in timings}
+        found = Raced(engines=decide(rows, timings, drops))
         shop.workspace.save_race(key, found)
     return list(found.engines)
+
+
+def _time(shop: Workshop, made: Mapping[int, Artifact]) -> tuple[dict[int, Timing], dict[int, str]]:
+    """The timings of one session by place, and why some have none: one that fails must not take the others with it."""
+
+    def time(places: Iterable[int]) -> dict[int, Timing]:
+        found = shop.time({str(index): made[index] for index in places}, (1,))
+        return {int(index): timing for index, timing in found.items()}
+
+    try:
+        return time(made), {}
+    except MeasureError as fault:
+        together = str(fault)
+    failed: dict[int, str] = {}
+    for index in made:
+        try:
+            time([index])
+        except MeasureError as fault:
+            failed[index] = str(fault)
+    if not failed:
+        raise MeasureError(together)
+    sound = [index for index in made if index not in failed]
+    return (time(sound) if sound else {}), failed
 
 
 def decide(
