@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tauten.artifact.read import Artifact
-from tauten.run.engines import ENGINES
+from tauten.run.engines import ENGINES, load
 from tauten.run.engines.null import Null
 from tauten.testing import engines
 
 
 @pytest.fixture(scope="module", params=ENGINES.names())
-def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return engines.artifact_for(request.param, tmp_path_factory.mktemp("engine") / request.param)
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+    made = engines.artifact_for(request.param, tmp_path_factory.mktemp("engine") / request.param)
+    # An engine that compiles shares what it compiled as long as one of an artifact is open: not once a check.
+    kept = load(made)
+    yield made
+    kept.close()
 
 
 @pytest.mark.parametrize("check", engines.CHECKS, ids=lambda check: check.__name__)

@@ -12,7 +12,7 @@ from torch import nn
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import LoweringError, MismatchError
-from tauten.make.lower import eager
+from tauten.make.lower._document import Writer
 from tauten.make.model.run import forward
 from tauten.make.model.task import Task
 from tauten.make.passes.quantize.dynamic import Dynamic
@@ -142,12 +142,12 @@ def test_says_where_a_fused_kernel_was_taken_apart() -> None:
 
 
 def test_a_difference_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = eager._Writer.write
+    real = Writer.write
 
     def corrupted(self):
         document, weights = real(self)
         return document, {**weights, "8.weight": weights["8.weight"] + 1}
 
-    monkeypatch.setattr(eager._Writer, "write", corrupted)
+    monkeypatch.setattr(Writer, "write", corrupted)
     with pytest.raises(MismatchError, match="output"):
         lower(tiny.cnn_task(), engine="eager")

@@ -70,7 +70,7 @@ def quantize_program(
             )
             left = _leave_out(quantizer, plan)
             module = exported.program.module(check_guards=False)
-            separate_reused(module)
+            _separate_calls(module)
             prepared = prepare_pt2e(module, quantizer)
             _decide(prepared, decided)
             if plan.method == "static":
@@ -112,7 +112,7 @@ def _leave_out(quantizer: Any, plan: QuantizationPlan) -> set[str]:
         for node in found.graph.nodes:
             if "quantization_annotation" not in node.meta:
                 continue
-            path = module_path(node)
+            path = module_path(node).partition("@")[0]
             owner = next((name for name in floats if path == name or path.startswith(f"{name}.")), None)
             if owner is not None:
                 left.add(owner)
@@ -130,15 +130,20 @@ def _is_float(node: fx.Node) -> bool:
     return not isinstance(value, torch.Tensor) or value.is_floating_point()
 
 
-def separate_reused(module: fx.GraphModule) -> None:
-    """Give each call of a module that is called twice a name of its own.
+def _separate_calls(module: fx.GraphModule) -> None:
+    """Give each later call of a module that is called more than once a name of its own, such as ``relu@1``.
 
-    Quantizers gather operations by the module that they came from, and take two calls of one ReLU for one pattern.
+    Quantizers gather operations by the module that they came from, and would take two calls of one ReLU for one
+    pattern with two results. The exporter tells the calls apart in the keys of a node's stack of modules.
     """
-    for index, node in enumerate(module.graph.nodes):
-        for key in ("nn_module_stack", "source_fn_stack", "torch_fn"):
-            if key == "source_fn_stack" and key in node.meta:
-                node.meta[key] = [(f"{name}_{index}", kind) for name, kind in node.meta[key]]
+    for node in module.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            continue
+        key, (path, kind) = list(stack.items())[-1]
+        _, again, number = str(key).rpartition("@")
+        if again and number.isdigit() and "@" not in path:
+            node.meta["nn_module_stack"] = {**stack, key: (f"{path}@{number}", kind)}
 
 
 def _decide(prepared: fx.GraphModule, decided: Mapping[str, Decided]) -> None:
