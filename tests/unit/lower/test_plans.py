@@ -16,6 +16,7 @@ from tauten.core.tensor import TensorSpec
 from tauten.make.layers.quantized import Grid, QuantizedLayer
 from tauten.make.lower import LOWERINGS, _quantize
 from tauten.make.lower._half import upper_bits
+from tauten.make.lower._quantize_weights import Weight, decided_weight
 from tauten.make.lower.artifact import to_artifact
 from tauten.make.lower.lowering import Lowered
 from tauten.make.model.build import to_model
@@ -95,6 +96,27 @@ def test_what_layers_decided_is_in_the_artifact_to_the_bit(placement: str, tmp_p
         assert scale.item() == pytest.approx(8 / 255)
 
 
+def test_dynamic_products_hold_what_layers_decided() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(fixed(nn.Linear(32, 32), 8, axis=None, ends=None), nn.ReLU(), nn.Linear(32, 32))
+    specs = (TensorSpec(name="x", shape=("batch", 32)),)
+    lowered = carry_out(Task(model=module, inputs=specs, calibrate=[numbers(64, 32)]), method="dynamic")
+    assert np.array_equal(lowered.weights["0.weight"].T, module[0].codes.numpy())
+    assert lowered.notes["quantization"]["sqnr_to_module_db"]["output"] > 35
+
+
+def test_a_norm_that_was_folded_into_a_convolution_multiplies_its_scales() -> None:
+    layer = fixed(nn.Conv2d(3, 4, 3), 4)
+    factor = np.float32([0.5, 2.0, 1.0, 3.0])
+    array = layer.weight.detach().numpy() * factor[:, None, None, None]
+    weight = Weight("w", "", "conv", 0, (), True)
+    found = decided_weight(array, weight, layer.grid, layer.codes)
+    assert found is not None
+    assert np.array_equal(found.codes, layer.codes.numpy())
+    np.testing.assert_allclose(found.scale, layer.scale.numpy() * factor, rtol=1e-5)
+    assert decided_weight(array[::-1] + 1, weight, layer.grid, layer.codes) is None
+
+
 def test_groups_run_packed_and_mean_what_was_decided(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(
@@ -116,7 +138,7 @@ def test_groups_run_packed_and_mean_what_was_decided(tmp_path: Path) -> None:
     assert (rows["4.weight"].bits, rows["4.weight"].dtype) == (4, "int4")
 
 
-@pytest.mark.parametrize("method", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("method", ["static", "weight_only"])
 def test_four_bits_take_half_the_bytes_of_eight(method: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(256, 300), nn.ReLU(), nn.Linear(300, 64))

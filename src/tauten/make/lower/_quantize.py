@@ -120,19 +120,15 @@ def quantize(
             float_matrix_outputs(work.graph, choosable(work.graph, exits))
         left = left_in_float(work.graph, choices)
         reasons |= dict.fromkeys(left, "its input was left in float by ONNX Runtime's quantizer")
-    elif exits:
-        float_matrix_outputs(work.graph, choosable(work.graph, exits))
-    dynamic_lstms(work, _rounded(choices, "dynamic", "recurrent"))
-    moved = _rounded(choices, "dynamic", "matrix")
-    stored = _rounded(choices, "stored")
-    turned = [choice.weight.name for choice in choices if choice.weight.kind == "matrix" and choice.weight.plain]
-    as_matrix_products(work.graph, [name for name in turned if name in moved or name in stored])
-    dynamic_products(work.graph, {name: _as_stored(work, name, rounded) for name, rounded in moved.items()})
-    stored = {name: _as_stored(work, name, rounded) for name, rounded in stored.items()}
-    ways = store_weights(work, stored)
+    ways = _in_whole_numbers(work, choices)
     reasons |= store_halves(work, halved)
     share(work.graph)
     notes |= report(work.graph, choices, ways, reasons, others)
+    unknown = sorted(decided.keys() - {weight.name for weight in weights})
+    if unknown:
+        notes["decided_in_vain"] = dict.fromkeys(unknown, "the graph holds no weight of this name: unused, or tied")
+    if plan.granularity == "group" and plan.method != "weight_only":
+        notes["groups"] = "8-bit products have one scale a channel: groups are of decided weights, and of weights alone"
     fours = {choice.weight.name for choice in choices if choice.rounded is not None and choice.rounded.bits <= 4}
     keep_names(work.graph)
     notes |= noise(graph, work, model, samples, simulated=bool(decided))
@@ -186,12 +182,16 @@ def _rounded(choices: Collection[Choice], way: str, kind: str = "") -> dict[str,
     }
 
 
-def _as_stored(work: ModelProto, name: str, rounded: Rounded) -> Rounded:
-    """``rounded`` in the layout that the tensor has now: a ``Gemm`` made a ``MatMul`` has turned it."""
-    dims = next(tuple(tensor.dims) for tensor in work.graph.initializer if tensor.name == name)
-    reads = {node.op_type for node in work.graph.node if name in node.input}
-    turned = rounded.codes.ndim == 2 and reads == {"MatMul"} and (rounded.axis == 0 or rounded.codes.shape != dims)
-    return rounded.transposed() if turned else rounded
+def _in_whole_numbers(work: ModelProto, choices: Collection[Choice]) -> dict[str, str]:
+    """Carry out what is dynamic and what is stored, in place; by a stored weight's name, how it is computed with."""
+    dynamic_lstms(work, _rounded(choices, "dynamic", "recurrent"))
+    moved, stored = _rounded(choices, "dynamic", "matrix"), _rounded(choices, "stored")
+    plain = [choice.weight.name for choice in choices if choice.weight.kind == "matrix" and choice.weight.plain]
+    turned = as_matrix_products(work.graph, [name for name in plain if name in moved or name in stored])
+    moved |= {name: moved[name].transposed() for name in turned & moved.keys()}
+    stored |= {name: stored[name].transposed() for name in turned & stored.keys()}
+    dynamic_products(work.graph, moved)
+    return store_weights(work, stored)
 
 
 def _decided_ranges(choices: Collection[Choice], decided: Mapping[str, Decided]) -> dict[str, Range]:

@@ -56,11 +56,12 @@ def choose(
     for weight in weights:
         array = numpy_helper.to_array(tensors[weight.name])
         fixed = decided.get(weight.name)
-        rounded = None
+        rounded, anew = None, ""
         if fixed is not None:
             layer = dict(module.named_modules()).get(weight.name.removesuffix(".weight"))
             codes = layer.codes if isinstance(layer, QuantizedLayer) else None
             rounded = decided_weight(array, weight, fixed.grid, codes)
+            anew = "" if rounded is not None else "it is not as the layer decided it, and rounded anew"
         precision = _precision(weight.module, plan)
         if rounded is not None:
             precision = "int4" if rounded.bits <= 4 else "int8"
@@ -89,7 +90,7 @@ def choose(
             granularity = "tensor" if rounded.axis is None else "channel"
             rounded = round_weight(rounded.weight, weight, 8, granularity, reduced=True)
             why = "its decided 8 bits would saturate this processor's sums: it has 7"
-        chosen.append(Choice(weight, precision, way, why, rounded))
+        chosen.append(Choice(weight, precision, way, "; ".join(filter(None, (why, anew))), rounded))
     return _whole_recurrent(chosen)
 
 

@@ -91,10 +91,10 @@ def dynamic_products(graph: GraphProto, chosen: Mapping[str, Rounded]) -> None:
     drop_unused(graph)
 
 
-def as_matrix_products(graph: GraphProto, names: Iterable[str]) -> None:
+def as_matrix_products(graph: GraphProto, names: Iterable[str]) -> set[str]:
     """Say each plain ``Gemm`` that reads one of the weights ``names`` as ``MatMul`` and ``Add``, in place.
 
-    Kernels for whole numbers are those of ``MatMul``. A weight that was read transposed is stored so.
+    Kernels for whole numbers are those of ``MatMul``. A weight that was read transposed is stored so: returns those.
     """
     wanted, tensors = set(names), tensors_of(graph)
     turned: set[str] = set()
@@ -113,6 +113,7 @@ def as_matrix_products(graph: GraphProto, names: Iterable[str]) -> None:
         if product != output:
             nodes.append(helper.make_node("Add", [product, node.input[2]], [output], name=f"{node.name}_add"))
     replace_nodes(graph, nodes)
+    return turned
 
 
 class _Maker:
