@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tauten.errors import ExtraMissing, LoweringError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import openvino as ov
 
 _NORMALIZES: Final = ("MVN", "RMSNorm")
+_BETWEEN: Final = ("Convert", "FakeQuantize", "Multiply", "Reshape", "Squeeze", "Subtract", "Transpose", "Unsqueeze")
 _FLOAT: Final = ("float32", "float16", "bfloat16")
 
 
@@ -41,6 +42,7 @@ def quantize_by_nncf(
     in_float = [path for path, precision in plan.layers.items() if precision in _FLOAT]
     ignored = sorted(readers(graph, in_float))
     normalizes = any(operation.get_type_name() in _NORMALIZES for operation in graph.get_ops())
+    weights = _weights(graph)
     samples = list(rows(context.task.data("calibrate"), model.inputs, batch=1, limit=plan.samples))
     advanced = nncf.AdvancedQuantizationParameters(
         overflow_fix=nncf.OverflowFix.ENABLE if saturates else nncf.OverflowFix.DISABLE,
@@ -60,6 +62,7 @@ def quantize_by_nncf(
             )
     except Exception as fault:  # NNCF raises its own errors, RuntimeError, ValueError and others
         raise LoweringError(f"NNCF: {type(fault).__name__}: {str(fault)[:500]}") from fault
+    _name_weights(made, weights)
     notes = {
         "plan": plan.to_json(),
         "quantizer": f"nncf {nncf.__version__}",
@@ -79,24 +82,51 @@ def _seen() -> Any:
 
 def readers(graph: ov.Model, modules: Collection[str]) -> set[str]:
     """Names of the operations that multiply by, or look up in, a weight of one of ``modules``."""
-    found = set()
-    for constant in graph.get_ops():
-        if constant.get_type_name() != "Constant":
-            continue
-        name = constant.get_friendly_name()
-        if any(name.startswith(f"{path}.") for path in modules):
-            found |= {user.get_friendly_name() for user in users(constant)}
+    return {
+        operation
+        for (operation, _), weight in _weights(graph).items()
+        if any(weight.startswith(f"{path}.") for path in modules)
+    }
+
+
+def _weights(graph: ov.Model) -> dict[tuple[str, int], str]:
+    """By an operation's name and the number of its input, the name of the weight that it reads there."""
+    found = {}
+    for operation in graph.get_ops():
+        for place in range(operation.get_input_size()):
+            constant = _constant(operation, place)
+            if constant is not None and len(constant.get_output_shape(0)) > 1:
+                found[operation.get_friendly_name(), place] = constant.get_friendly_name()
     return found
 
 
-def users(constant: ov.Node) -> Iterator[ov.Node]:
-    """The operations that read a constant, directly or after conversions and changes of its shape."""
-    for target in constant.output(0).get_target_inputs():
-        node = target.get_node()
-        if node.get_type_name() in ("Convert", "Reshape", "Transpose", "Unsqueeze", "Squeeze"):
-            yield from users(node)
-        else:
-            yield node
+def _name_weights(graph: ov.Model, weights: Mapping[tuple[str, int], str]) -> None:
+    """Name constants after the weights that NNCF made them of, as other quantizers do, in place."""
+    for operation in graph.get_ops():
+        for place in range(operation.get_input_size()):
+            weight = weights.get((operation.get_friendly_name(), place))
+            constant = None if weight is None else _constant(operation, place)
+            if constant is not None and constant.get_element_type().to_string() in ("i8", "u8"):
+                constant.set_friendly_name(f"{weight}_quantized")
+                _name_scale(constant, f"{weight}_scale")
+
+
+def _name_scale(codes: ov.Node, name: str) -> None:
+    for reader in codes.output(0).get_target_inputs():
+        for scaled in reader.get_node().output(0).get_target_inputs():
+            scale = scaled.get_node().input_value(1).get_node()
+            if scaled.get_node().get_type_name() == "Multiply" and scale.get_type_name() == "Constant":
+                scale.set_friendly_name(name)
+
+
+def _constant(operation: ov.Node, place: int) -> ov.Node | None:
+    """The constant that an operation reads, directly or after conversions, scales and changes of its shape."""
+    if operation.get_type_name() in _BETWEEN:
+        return None
+    node = operation.input_value(place).get_node()
+    while node.get_type_name() in _BETWEEN:
+        node = node.input_value(0).get_node()
+    return node if node.get_type_name() == "Constant" else None
 
 
 def _nncf() -> Any:
