@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or on a CUDA device, as the artifact's target says.
+"""ONNX Runtime, on the CPU or on a CUDA device, as the artifact's target and settings say.
 
 The graph holds no weights: they are handed over as arrays, so that they may be stored by any codec and so that nothing
 in a graph can make the runtime open a file. A model with early exits is a graph a stage, for ONNX Runtime optimizes
@@ -23,12 +23,12 @@ from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines._onnx_profile import read_profile
 from tauten.run.engines._onnx_wire import survey
+from tauten.run.engines._providers import choose_providers
 from tauten.run.engines._stages import Stages, Step
 from tauten.run.engines.engine import Engine, OperationTime
 
 __all__ = ["Onnx"]
 
-_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _QUIET: Final = 4  # faults come as exceptions; nothing is printed beside them
 _TYPES: Final = {"float": "float32", "double": "float64"}
 
@@ -96,7 +96,7 @@ class Onnx(Engine):
         return {
             "engine": "onnx",
             "version": onnxruntime.__version__,
-            "provider": _PROVIDERS[self._artifact.manifest.target.device],
+            "provider": choose_providers(self._artifact, onnxruntime.get_available_providers())[0][0],
             "threads": self._threads,
             "spinning": False,
             "graph_optimization": "all",
@@ -147,13 +147,8 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
 
 def _sessions(artifact: Artifact, options: Sequence[onnxruntime.SessionOptions]) -> list[onnxruntime.InferenceSession]:
     """A session for each graph of the artifact, set up by one of ``options`` each."""
-    provider = _PROVIDERS[artifact.manifest.target.device]
-    # Asked for a provider that it lacks, the runtime would fall back to the processor without a word.
-    if provider not in onnxruntime.get_available_providers():
-        raise EngineError(
-            f"{artifact.path}: its target {artifact.manifest.target.name} asks for {provider}; this ONNX Runtime has "
-            f"{onnxruntime.get_available_providers()}: install onnxruntime-gpu, or choose a target on the CPU"
-        )
+    providers = choose_providers(artifact, onnxruntime.get_available_providers())
+    provider = providers[0][0]
     graphs, weights = artifact.graphs(), artifact.weights()
     wanted = _check_weights(artifact, graphs, weights)
     onnxruntime.disable_telemetry_events()
@@ -163,7 +158,7 @@ def _sessions(artifact: Artifact, options: Sequence[onnxruntime.SessionOptions])
         try:
             if values:
                 option.add_external_initializers(names, values)
-            session = onnxruntime.InferenceSession(graph, option, providers=[provider])
+            session = onnxruntime.InferenceSession(graph, option, providers=providers)
         except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
             raise EngineError(f"{artifact.path}: ONNX Runtime: {fault}") from fault
         if session.get_providers()[0] != provider:
