@@ -3,10 +3,12 @@
 ::
 
     Engine
-    ├── onnx      ONNX Runtime
-    ├── openvino  OpenVINO (extra ``openvino``)
-    ├── eager     PyTorch, one operation after the other (the yardstick)
-    └── null      answers zeros (the yardstick of everything above an engine)
+    ├── onnx        ONNX Runtime
+    ├── openvino    OpenVINO (extra ``openvino``)
+    ├── executorch  ExecuTorch with XNNPACK (extra ``edge``)
+    ├── inductor    PyTorch's compiler
+    ├── eager       PyTorch, one operation after the other (the yardstick)
+    └── null        answers zeros (the yardstick of everything above an engine)
 """
 
 from __future__ import annotations
