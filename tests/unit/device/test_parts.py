@@ -19,7 +19,7 @@ from tauten.make.model.training.memory import PeakMemory, free_weights, resident
 from tauten.make.model.training.parts import Parts, check_divisible, largest_rows
 from tests.unit.train.problems import CLASSES, FEATURES, POINT, classify, clouds, in_batches
 
-ROWS = 1024
+ROWS = 2048
 TELLS = resident_mib() is not None
 
 
@@ -50,7 +50,7 @@ def test_batches_are_divided_until_memory_holds_and_learn_the_same() -> None:
     assert expected.step_mib is not None
     assert expected.step_mib[0] is not None
     assert expected.peak_mib is not None
-    limit = expected.peak_mib - 0.3 * expected.step_mib[0]
+    limit = expected.peak_mib - 0.4 * expected.step_mib[0]
     came = train(large(), parted, max_memory_mib=limit)
     assert came.rows is not None
     assert 1 < came.rows < ROWS
@@ -58,7 +58,7 @@ def test_batches_are_divided_until_memory_holds_and_learn_the_same() -> None:
     assert came.step_mib[1] is not None
     assert came.step_mib[1] < 0.7 * expected.step_mib[0]
     assert came.peak_mib is not None
-    assert came.peak_mib < limit + 6
+    assert came.peak_mib < limit + 0.1 * expected.step_mib[0]
     assert np.allclose(came.losses, expected.losses, rtol=1e-4)
     assert difference(parted, whole) < 1e-3
     assert came.to_notes()["rows_at_once"] == came.rows
@@ -90,10 +90,14 @@ def test_what_cannot_be_divided_is_refused() -> None:
 
 
 class Growing(PeakMemory):
-    """Says 100 MiB, then 10."""
+    """Peaks of 100 MiB, then of 10."""
 
-    def __init__(self) -> None:
+    def __init__(self, held: float) -> None:
         self.peaks = [100.0, 10.0]
+        self.held = held
+
+    def held_mib(self) -> float | None:
+        return self.held
 
     def lately_mib(self) -> float | None:
         return self.peaks[0]
@@ -103,11 +107,17 @@ class Growing(PeakMemory):
 
 
 def test_a_step_above_the_limit_makes_the_next_parts_smaller() -> None:
-    parts = Parts((POINT,), 9, 50.0, Growing())
+    parts = Parts((POINT,), 9, 50.0, Growing(5))
     parts.hold()
-    assert parts.rows == 4
+    assert parts.rows == 5
     parts.hold()
-    assert parts.rows == 4
+    assert parts.rows == 5
+
+
+def test_parts_stay_where_smaller_ones_would_not_help() -> None:
+    parts = Parts((POINT,), 9, 50.0, Growing(60))
+    parts.hold()
+    assert parts.rows == 9
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 100])

@@ -39,6 +39,10 @@ class PeakMemory:
         peak = _status_mib("VmHWM")
         return None if peak is None else round(peak, 1)
 
+    def held_mib(self) -> float | None:
+        """What is in use now."""
+        return held_mib(self._device)
+
     def restart(self) -> None:
         """What comes from now on is looked at on its own by ``lately_mib``."""
         self._earlier = self.mib()

@@ -50,10 +50,14 @@ class Parts:
         if self.memory is None or self.limit_mib is None or self.rows is None:
             return
         peak = self.memory.lately_mib()
-        if peak is not None and peak > self.limit_mib:
-            self.rows = max(1, self.rows // 2)
-            trim()
-            self.memory.restart()
+        if peak is None or peak <= self.limit_mib or self.rows == 1:
+            return
+        trim()
+        held = self.memory.held_mib()
+        # Where what is held between steps is too much by itself, smaller parts would only be slower.
+        if held is not None and held <= self.limit_mib:
+            self.rows = math.ceil(self.rows / 2)
+        self.memory.restart()
 
 
 def largest_rows(
