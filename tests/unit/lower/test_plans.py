@@ -105,6 +105,16 @@ def test_dynamic_products_hold_what_layers_decided() -> None:
     assert lowered.notes["quantization"]["sqnr_to_module_db"]["output"] > 35
 
 
+def test_rows_of_groups_are_widened_as_they_are_looked_up(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(fixed(nn.Embedding(100, 24), 4, group=16, shifted=True, ends=None))
+    specs = (TensorSpec(name="ids", shape=("batch",), dtype="int64"),)
+    lowered = carry_out(Task(model=module, inputs=specs, calibrate=[np.arange(100)]), method="weight_only", bits=4)
+    assert np.array_equal(lowered.weights["0.weight"], module[0].codes.numpy())
+    assert lowered.notes["quantization"]["sqnr_to_module_db"]["output"] > 100
+    assert "looked up" in lowered.notes["quantization"]["layers"]["0.weight"]["computed"]
+
+
 def test_a_norm_that_was_folded_into_a_convolution_multiplies_its_scales() -> None:
     layer = fixed(nn.Conv2d(3, 4, 3), 4)
     factor = np.float32([0.5, 2.0, 1.0, 3.0])
@@ -176,7 +186,7 @@ def test_recurrent_weights_ship_once_in_eight_bits(kind: type[nn.RNNBase], tmp_p
     names = {"recur.weight_ih_l0", "recur.weight_hh_l0"}
     assert {lowered.weights[name].dtype.name for name in names} == {"int8"}
     assert sum(array.nbytes for array in lowered.weights.values()) < 13500
-    assert {lowered.layers[name] for name in names} == {"recur"}
+    assert {lowered.layers[name] for name in {*names, "recur.bias_l0"}} == {"recur"}
     notes = lowered.notes["quantization"]
     assert names <= set(notes["int8"] if kind is nn.LSTM else notes["float"])
     assert notes["sqnr_db"]["output"] > 30

@@ -183,7 +183,7 @@ def round_weight(
     blank = Rounded(np.zeros(array.shape, np.int8), scale.reshape(()) if axis is None else scale, None, axis, bits)
     blank = replace(blank, group=group)
     codes = np.clip(np.rint(array / blank.spread(blank.scale)), -limit - (bits < 8), limit).astype(np.int8)
-    return replace(blank, codes=codes)
+    return _ungrouped(replace(blank, codes=codes))
 
 
 def decided_weight(array: Floats, weight: Weight, grid: Grid, codes: torch.Tensor | None = None) -> Rounded | None:
@@ -206,7 +206,7 @@ def decided_weight(array: Floats, weight: Weight, grid: Grid, codes: torch.Tenso
             found, axis = np.ascontiguousarray(found.T), None if axis is None else 1 - axis
         rounded = Rounded(found, scale, zero, axis, grid.bits, grid.group, decided=True)
         if np.allclose(rounded.weight, array, rtol=_CLOSE, atol=_CLOSE * float(np.abs(array).max(initial=0))):
-            return rounded
+            return _ungrouped(rounded)
     folded = weight.kind in ("conv", "transposed") and codes is not None and not grid.group
     if folded and codes is not None and tuple(codes.shape) == array.shape:
         whole = codes.detach().cpu().numpy()
@@ -230,6 +230,14 @@ def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
 def tensors_of(graph: GraphProto) -> Mapping[str, TensorProto]:
     """The initializers by name."""
     return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def _ungrouped(rounded: Rounded) -> Rounded:
+    """The same, without groups where each channel is one."""
+    if not rounded.group or rounded.scale.shape[1] != 1:
+        return rounded
+    zero = rounded.zero_point
+    return replace(rounded, scale=rounded.scale[:, 0], zero_point=None if zero is None else zero[:, 0], group=0)
 
 
 def _rescaled(array: Floats, rounded: Rounded, axis: int) -> Rounded | None:

@@ -22,7 +22,7 @@ _GATES: Final = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 def name_recurrent(graph: GraphProto, state: Mapping[str, torch.Tensor]) -> None:
     """Give the weights of recurrent nodes the names of the parameters that the exporter made them of, in place.
 
-    Those of both directions stand in one tensor, which is named after the forward one.
+    Those of both directions stand in one tensor, which is named after the forward one, and so do the two biases.
     """
     tensors = tensors_of(graph)
     known: dict[bytes, str] = {}
@@ -39,6 +39,10 @@ def name_recurrent(graph: GraphProto, state: Mapping[str, torch.Tensor]) -> None
             same = known.get(_digest(np.concatenate([gates[place] for place in order])))
             if same is not None and same not in tensors and same not in names.values():
                 names[name] = same
+        bias = node.input[3] if node.op_type in _GATES and len(node.input) > 3 else ""
+        first = names.get(node.input[1], "") if bias in tensors else ""
+        if "weight_ih" in first:
+            names[bias] = first.replace("weight_ih", "bias")
     rename(graph, lambda name: names.get(name, name))
 
 

@@ -47,7 +47,7 @@ def store_weights(model: ModelProto, chosen: Mapping[str, Rounded]) -> dict[str,
             nodes += maker.dequantized_product(node, names[0])
         elif node.op_type == "MatMul" and rounded.group in (0, *BLOCKS) and rounded.axis in (1, None):
             nodes += maker.packed_product(node, names[0])
-        elif node.op_type == "Gather" and not rounded.group and rounded.axis in (0, None):
+        elif node.op_type == "Gather" and rounded.axis in (0, None):
             nodes += maker.look_up(node, names[0])
         else:
             for name in names:
@@ -167,6 +167,11 @@ class _Maker:
                     helper.make_node("Gather", [other, indices], [f"{output}_rows{other[len(name) :]}"], axis=0)
                 )
                 found.append(nodes[-1].output[0])
+            if rounded.group:
+                # Each row's groups, repeated for the numbers that they are of.
+                given = [found[-1], self._places(name, rounded)]
+                nodes.append(helper.make_node("Gather", given, [f"{found[-1]}_spread"], axis=-1))
+                found[-1] = nodes[-1].output[0]
         if len(found) > 1:
             nodes.append(helper.make_node("Cast", [found[1]], [f"{output}_offset"], to=TensorProto.FLOAT))
             nodes.append(helper.make_node("Sub", [last, f"{output}_offset"], [f"{last}_from_zero"]))
@@ -196,12 +201,17 @@ class _Maker:
         """A scale or zero point so that it goes with the codes: a group's is repeated for its numbers."""
         if not rounded.group:
             return what, []
-        places = f"{name}_groups"
-        self._add(places, (np.arange(rounded.codes.shape[1 - (rounded.axis or 0)]) // rounded.group).astype(np.int32))
-        nodes = [helper.make_node("Gather", [what, places], [f"{what}_spread"], axis=1)]
+        given = [what, self._places(name, rounded)]
+        nodes = [helper.make_node("Gather", given, [f"{what}_spread"], axis=1)]
         if rounded.axis == 1:
             nodes.append(helper.make_node("Transpose", [f"{what}_spread"], [f"{what}_turned"], perm=[1, 0]))
         return nodes[-1].output[0], nodes
+
+    def _places(self, name: str, rounded: Rounded) -> str:
+        """The name of a tensor that says in which group each number along a channel is."""
+        places = f"{name}_groups"
+        self._add(places, (np.arange(rounded.codes.shape[1 - (rounded.axis or 0)]) // rounded.group).astype(np.int32))
+        return places
 
     def _tensors(self, name: str) -> list[str]:
         """The names of a weight's codes and scale, and of its zero point where it has one.
