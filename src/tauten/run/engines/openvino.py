@@ -102,6 +102,9 @@ class OpenVino(Engine):
         if settings.precision == "bf16" and not has_bfloat16():
             self._fallbacks.append("bfloat16: this processor has no products of bfloat16; float32 is used")
             settings = settings.model_copy(update={"precision": "f32"})
+        asked = artifact.manifest.target
+        if asked.affinity or asked.spinning:
+            self._fallbacks.append("affinity and spinning: OpenVINO chooses cores and waiting itself")
         self._options = options(settings, threads)
         self._names = [spec.name for spec in self.inputs]
         self._answers = [spec.name for spec in self.outputs]
@@ -113,6 +116,7 @@ class OpenVino(Engine):
         self._fixed = {batch: self._compile(batch) for batch in settings.batches}
         if not self._fixed:
             self._open = self._compile()
+            self._graph = None  # nothing else will be compiled: its weights need not stay beside the compiled ones
 
     @classmethod
     def load(cls, artifact: Artifact, *, threads: int) -> Self:
@@ -170,7 +174,8 @@ class OpenVino(Engine):
         """What each operation takes on ``inputs``, by OpenVINO's own clock; the graph is compiled once more for it."""
         batch = self._batch(inputs)
         try:
-            compiled = self._compile(batch if batch in self._fixed else None, counted=True)
+            graph = parse(self._artifact.graph(), self._artifact.weights())
+            compiled = self._compile(batch if batch in self._fixed else None, graph=graph, counted=True)
             arrays = [inputs[name] for name in self._names]
             precisions = {
                 operation.get_friendly_name(): _precision(operation, self._settings)
@@ -209,13 +214,14 @@ class OpenVino(Engine):
         with self._opening:
             if self._open is None and (any_batch or not self._fixed):
                 self._open = self._compile()
+                self._graph = None
             return self._open or next(iter(self._fixed.values()))
 
     def _batch(self, inputs: Mapping[str, Array]) -> int:
         return 1 if self._counts is None else int(inputs[self._counts[0]].shape[self._counts[1]])
 
-    def _compile(self, batch: int | None = None, *, counted: bool = False) -> Compiled:
-        model = self._graph
+    def _compile(self, batch: int | None = None, *, graph: ov.Model | None = None, counted: bool = False) -> Compiled:
+        model = graph or self._graph
         if model is None:
             raise EngineError(f"{self._artifact.path}: the engine was closed")
         if batch is not None:
