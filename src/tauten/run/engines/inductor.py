@@ -95,10 +95,14 @@ class Compiled:
                 return self._plain
             # A graph of its own, with the same weights: the compiler bounds how often it compiles one function.
             module = fx.GraphModule(self._plain, self._plain.graph)
-            mode = "default" if self._device == "cpu" else "reduce-overhead"
+            # Shapes and types are checked here. The compiler's own checks would also hold the process's threads to what
+            # it was compiled for, and compile again, without these settings, where another engine has set others.
+            options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+            if self._device == "cuda":
+                options["triton.cudagraphs"] = True
             with _settings(self._threads):
                 before = _fused()
-                run: Callable[..., Any] = torch.compile(module, dynamic=False, fullgraph=True, mode=mode)
+                run: Callable[..., Any] = torch.compile(module, dynamic=False, fullgraph=True, options=options)
                 run(*tensors)
                 found = _fused() - before
             if not self._made:
