@@ -47,6 +47,8 @@ def main() -> None:
     figures: dict[str, Any] = {"bits": {"weights": STEP.bits, "edges": STEP.edges, "activations": 8}}
     for name, what in FIGURES.items():
         found = [_kept(name, seed) for seed in SEEDS]
+        won = [seed["validation_percent_learned"] >= seed["validation_percent_rounded"] for seed in found]
+        figures[f"{what}_trained_kept"] = sum(won)
         for key in found[0]:
             of_key = spread([seed[key] for seed in found])
             figures[f"{what}_{key}"] = of_key.pop("median")
@@ -56,14 +58,14 @@ def main() -> None:
 
 def table(figures: dict[str, Any]) -> str:
     """Markdown: a row a data set."""
-    lines = ["| | float | int8 | 4-bit weights, learned | points lost | bytes: float, int8, 4-bit |"]
-    lines.append("|---|---|---|---|---|---|")
+    lines = ["| | float | int8 | 4-bit weights | points lost | bytes: float, int8, 4-bit | training won, of seeds |"]
+    lines.append("|---|---|---|---|---|---|---|")
     for name, what in FIGURES.items():
         percent = [f"{figures[f'{what}_{kind}_percent']:.2f} %" for kind in ("float", "int8", "int4")]
         sizes = ", ".join(f"{figures[f'{what}_{kind}_bytes']:,.0f}" for kind in ("float", "int8", "int4"))
         around = figures[f"{what}_drop_points_spread"]
         lost = f"{figures[f'{what}_drop_points']:.2f} ({around['low']:.2f} to {around['high']:.2f})"
-        lines.append(f"| {name} | {' | '.join(percent)} | {lost} | {sizes} |")
+        lines.append(f"| {name} | {' | '.join(percent)} | {lost} | {sizes} | {figures[f'{what}_trained_kept']} |")
     return "\n".join(lines)
 
 

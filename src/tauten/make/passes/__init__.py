@@ -6,7 +6,7 @@
     ├── prune/      structured · depth · magnitude · gradual
     ├── distill/    recover · progressive
     ├── dynamic/    early_exit · gates · token_merging
-    └── quantize/   post_training · dynamic · weight_only
+    └── quantize/   post_training · dynamic · weight_only · quantization_aware
 
 A pass is named after its folder and file: ``prune.structured``.
 """
