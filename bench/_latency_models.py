@@ -252,7 +252,7 @@ def _minilm() -> Subject:
     return Subject(
         name="minilm",
         module=minilm.build().eval(),
-        inputs=tuple(TensorSpec(name=name, shape=("batch", "length"), dtype="int64") for name in arrays),
+        inputs=tuple(TensorSpec(name=name, shape=("batch", TOKENS), dtype="int64") for name in arrays),
         calibrate={name: array[: minilm.CALIBRATE] for name, array in arrays.items()},
         validate={name: array[minilm.CALIBRATE : second] for name, array in arrays.items()},
         judge={name: array[second : second + JUDGED] for name, array in arrays.items()},

@@ -34,6 +34,7 @@ _SLOT_S = 0.05
 RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
     "fp32": (),
     "int8": ({"pass": "quantize.post_training"},),
+    "int8-smooth": ({"pass": "quantize.post_training", "smooth": 0.85},),
     "int8-dynamic": ({"pass": "quantize.dynamic"},),
 }
 

@@ -170,6 +170,37 @@ def test_norms_before_attention_are_smoothed_and_those_in_a_residual_stream_are_
     assert notes["smoothed"] == {}
 
 
+class Stream(nn.Module):
+    """A norm in a residual stream, as BERT has them: two linear layers and the sum after them read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+        with torch.no_grad():
+            self.norm.weight[:2] *= 200
+            self.one.weight[:, :2] /= 200
+            self.two.weight[:, :2] /= 200
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stream = self.norm(x)
+        return torch.tanh(self.one(stream)) * self.two(stream) + stream * 1e-6
+
+
+def test_layers_in_a_residual_stream_scale_their_input_themselves_by_one_scale() -> None:
+    torch.manual_seed(0)
+    task = task_of(
+        Stream(),
+        (tauten.TensorSpec(name="x", shape=("batch", 16)),),
+        [({"x": np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)}, None)],
+    )
+    before, after, notes = treated(smooth, task, 0.5)
+    assert notes == {"smoothed": {}, "scaled": ["one", "two"]}
+    assert torch.equal(before.norm.weight, after.norm.weight)
+    assert torch.equal(after.one.factor, after.two.factor)
+    found = [tauten.quantize(task, smooth=alpha).history[-1].notes["sqnr_db"]["output"] for alpha in (0.0, 0.5)]
+    assert found[1] > found[0] + 6
+
+
 class Unexportable(nn.Module):
     """A module that no program can be made of."""
 
