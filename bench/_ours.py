@@ -19,8 +19,10 @@ from tauten.core.tensor import Array, Arrays
 from tauten.errors import TautenError
 from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
+from tauten.make.lower.lowering import Lowering, Options
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
+from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.search.recipe import pass_from_json
 from tauten.run.engines import load
@@ -31,11 +33,15 @@ BATCH = 16
 _ROUNDS = 5
 _SLOT_S = 0.05
 
+NNCF = {"shapes": "fixed", "placement": "nncf"}
+"""OpenVINO's own quantizer, which takes models that no pass has put on grids."""
+
 RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
     "fp32": (),
     "int8": ({"pass": "quantize.post_training"},),
     "int8-smooth": ({"pass": "quantize.post_training", "smooth": 0.85},),
     "int8-dynamic": ({"pass": "quantize.dynamic"},),
+    "int8-nncf": ({"pass": "quantize.post_training", "rounding": "engine"},),
 }
 
 
@@ -80,10 +86,10 @@ class Ours:
             except TautenError as fault:
                 self.refused[recipe] = str(fault)
                 continue
-            for engine in ENGINES:
+            for engine in ENGINES if recipe != "int8-nncf" else ("openvino",):
                 target = Target(name="bench", engine=engine, batch=BATCH)
                 lower = LOWERINGS.get(engine)
-                for options in lower.choices(target, model.quantization is not None):
+                for options in (NNCF,) if recipe == "int8-nncf" else ways(lower, target, model):
                     name = " ".join([recipe, engine, *(f"{key}={value}" for key, value in options.items())])
                     path = self.folder / name.replace(" ", "_").replace("=", "-")
                     try:
@@ -119,6 +125,17 @@ class Ours:
         chosen = calls[best]
         calls.clear()
         return chosen
+
+
+def ways(lower: Lowering, target: Target, model: Model) -> tuple[Options, ...]:
+    """The options that the lowering itself would have measured for this model."""
+    found = lower.choices(target, model.quantization is not None)
+    plan = model.quantization
+    if plan is None or plan.method == "static":
+        return found
+    # Where placements mean nothing, so do choices that differ in them alone.
+    plain = [{key: value for key, value in options.items() if key != "placement"} for options in found]
+    return tuple(options for index, options in enumerate(plain) if options not in plain[:index])
 
 
 def parts(arrays: Arrays, batch: int) -> Any:

@@ -20,6 +20,7 @@ from tauten.make.passes.quantize._sensitivity import layer_sensitivity
 from tauten.make.passes.quantize.dynamic import Dynamic
 from tauten.make.passes.quantize.post_training import PostTraining
 from tauten.make.passes.quantize.weight_only import WeightOnly
+from tauten.testing.tiny import cnn_task
 
 from .trained import begin, digits, task_of, trained, unseen_error
 
@@ -176,3 +177,13 @@ def test_progress_and_seed_do_not_change_what_comes() -> None:
     first, second = (apply(step, model, context) for _ in range(2))
     for one, other in itertools.zip_longest(first.module.state_dict().values(), second.module.state_dict().values()):
         assert np.array_equal(one.numpy(), other.numpy())
+
+
+def test_the_engine_can_be_left_to_round() -> None:
+    task = cnn_task()
+    model = tauten.quantize(task, rounding="engine")
+    assert not any(isinstance(module, QuantizedLayer) for module in model.module.modules())
+    assert model.quantization is not None
+    assert set(model.history[-1].notes["refused"].values()) >= {"left to the engine's own quantizer, as asked for"}
+    with pytest.raises(RecipeError, match="rounding: engine"):
+        tauten.quantize(task, bits=4, rounding="engine")

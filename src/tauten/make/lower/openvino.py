@@ -92,18 +92,19 @@ class OpenVino(Lowering):
         )
 
     def choices(self, target: Target, quantized: bool) -> tuple[Options, ...]:
-        """Fixed shapes throughout: they are never slower, and come first where memory does not bind."""
+        """Fixed shapes beside the default: they are never slower, but hold the weights once more for each batch size.
+
+        NNCF's placement is left to those who ask for it: it needs weights that no pass has put on grids.
+        """
         fixed = {"shapes": "fixed"}
+        precisions = ("bf16", "f32") if has_bfloat16() else ("f32",)
         if not quantized:
-            return (DEFAULTS, fixed)
-        found: list[Options] = [
+            return (DEFAULTS, *({**fixed, "precision": precision} for precision in precisions))
+        placements = ("products", "everything")
+        return (
             DEFAULTS,
-            {**fixed, "placement": "products"},
-            {**fixed, "placement": "everything"},
-            {**fixed, "placement": "nncf"},
-        ]
-        # Where the default is bfloat16 already, float32 is the other one.
-        return (*found, {**fixed, "precision": "f32"}) if has_bfloat16() else tuple(found)
+            *({**fixed, "placement": where, "precision": what} for what in precisions for where in placements),
+        )
 
 
 lower = OpenVino()
@@ -124,7 +125,10 @@ def _quantized(model: Model, plan: QuantizationPlan, context: Context, made: Flo
         return _Low(graph, {"plan": plan.to_json(), **stored.apply(graph)})
     if placement == "nncf":
         if made.decided:
-            raise LoweringError("OpenVINO: NNCF would round layers again whose grids are decided; choose products")
+            raise LoweringError(
+                "OpenVINO: NNCF would round layers again whose grids are decided; quantize with rounding=engine, or "
+                "choose the placement products"
+            )
         graph, notes = quantize_by_nncf(_read(made.model), model, plan, context)
         return _Low(graph, notes)
     # OpenVINO's recurrent layers compute in float.

@@ -32,7 +32,7 @@ from tauten.make.passes.quantize._noise import Noise
 from tauten.make.passes.quantize._scales import Scales, choose_grid
 from tauten.make.passes.quantize._sites import Sites, find_sites
 
-Rounding = Literal["nearest", "learned", "gptq", "hqq"]
+Rounding = Literal["nearest", "learned", "gptq", "hqq", "engine"]
 Layers = tuple[tuple[str, LayerPrecision], ...]
 
 _HALVES: Final[dict[str, torch.dtype]] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -153,6 +153,10 @@ def _decide(model: Model, context: Context, data: Data, settings: Settings, left
         sites.refused[path] = left[path]
         del sites.layers[path]
     decided = Decided(module, sites, refused=dict(sites.refused))
+    if settings.rounding == "engine":
+        decided.refused.update(dict.fromkeys(sites.layers, "left to the engine's own quantizer, as asked for"))
+        decided.notes["calibration_samples"] = data.count()
+        return decided
     precisions = {path: precision_of(path, plan) for path in sites.layers}
     for path, precision in precisions.items():
         if precision == "float32":
