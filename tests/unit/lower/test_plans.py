@@ -142,7 +142,7 @@ def test_groups_run_packed_and_mean_what_was_decided(tmp_path: Path) -> None:
     assert np.array_equal(both, module[0].codes.numpy())
     assert lowered.notes["quantization"]["sqnr_to_module_db"]["output"] > 35
     engine = load(made)
-    assert engine.describe()["operations"]["other"]["MatMulNBits"] == 2
+    assert engine.describe()["operations"]["int8"]["MatMulNBits"] == 2
     rows = {layer.weight: layer for layer in layers(made)}
     assert (rows["0.weight"].bits, rows["0.weight"].dtype, rows["0.weight"].name) == (4, "uint4", "0")
     assert (rows["4.weight"].bits, rows["4.weight"].dtype) == (4, "int4")

@@ -12,6 +12,7 @@ from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines._operations import rebuild, to_tensor
+from tauten.run.engines._threads import OPENMP, UNBOUND, unmet
 from tauten.run.engines.engine import Engine
 
 __all__ = ["Eager"]
@@ -23,11 +24,11 @@ class Eager(Engine):
     PyTorch has one number of threads a process: the engine that was loaded last sets it.
     """
 
-    def __init__(self, module: fx.GraphModule, artifact: Artifact, threads: int) -> None:
+    def __init__(self, module: fx.GraphModule, artifact: Artifact) -> None:
         super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
         self._module: fx.GraphModule | None = module
         self._path = artifact.path
-        self._threads = threads
+        self._target = artifact.manifest.target
 
     @classmethod
     def load(cls, artifact: Artifact, *, threads: int) -> Self:
@@ -49,7 +50,7 @@ class Eager(Engine):
         except ArtifactError as fault:
             raise ArtifactError(f"{artifact.path}: {fault}") from None
         torch.set_num_threads(threads)
-        return cls(module, artifact, threads)
+        return cls(module, artifact)
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         module = self._module
@@ -63,7 +64,16 @@ class Eager(Engine):
             raise EngineError(f"{self._path}: PyTorch: {type(fault).__name__}: {fault}") from fault
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": "eager", "version": torch.__version__, "provider": "cpu", "threads": self._threads}
+        """Versions, and the threads that the process has by now: the engine loaded last has set them."""
+        threads = torch.get_num_threads()
+        fallbacks = unmet(self._target, threads, affinity=UNBOUND, spinning=OPENMP)
+        return {
+            "engine": "eager",
+            "version": torch.__version__,
+            "provider": "cpu",
+            "threads": threads,
+            **({"fallbacks": fallbacks} if fallbacks else {}),
+        }
 
     def close(self) -> None:
         self._module = None

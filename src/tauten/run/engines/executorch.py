@@ -26,6 +26,7 @@ from tauten.core.rows import count_rows, join_rows, take_rows
 from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError, ExtraMissing
 from tauten.run.engines._pte import METHOD, Survey, survey
+from tauten.run.engines._threads import unmet
 from tauten.run.engines.engine import Engine
 
 try:
@@ -86,6 +87,7 @@ class ExecuTorch(Engine):
     def __init__(self, artifact: Artifact, program: Program, found: Survey) -> None:
         super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
         self._path = artifact.path
+        self._target = artifact.manifest.target
         self._program: Program | None = program
         self._found = found
         self._limits = _limits(artifact, program)
@@ -154,11 +156,17 @@ class ExecuTorch(Engine):
 
         ``int8_share_of_products`` is the share of matrix products and convolutions that multiply whole numbers.
         """
+        threads = runtime._threadpool_get_thread_count()
+        fallbacks = unmet(
+            self._target, threads,
+            affinity="XNNPACK's threads cannot be bound to cores",
+            spinning="XNNPACK's threads spin for a while, then sleep; that cannot be set",
+        )  # fmt: skip
         return {
             "engine": "executorch",
             "version": version("executorch"),
             "provider": "xnnpack",
-            "threads": runtime._threadpool_get_thread_count(),
+            "threads": threads,
             "largest": dict(self._limits),
             "calls_of_xnnpack": self._found.delegates,
             "operations": {
@@ -168,6 +176,7 @@ class ExecuTorch(Engine):
                 "int8_share_of_products": self._found.int8_share,
             },
             "not_in_xnnpack": dict(sorted(self._found.kernels.items())),
+            **({"fallbacks": fallbacks} if fallbacks else {}),
         }
 
     def close(self) -> None:

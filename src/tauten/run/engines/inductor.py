@@ -31,6 +31,7 @@ from tauten.core.rows import count_rows, has_batch, join_rows, take_rows
 from tauten.core.tensor import Array, Arrays
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines._operations import rebuild, to_tensor
+from tauten.run.engines._threads import OPENMP, UNBOUND, unmet
 from tauten.run.engines.engine import Engine
 
 __all__ = ["Inductor"]
@@ -119,8 +120,9 @@ class Inductor(Engine):
         self._path = artifact.path
         self._compiled: Compiled | None = compiled
         self._threads = threads
-        self._device = artifact.manifest.target.device
-        self._most = artifact.manifest.target.batch
+        self._target = artifact.manifest.target
+        self._device = self._target.device
+        self._most = self._target.batch
         self._joins = has_batch(self.inputs) and all(spec.batch_axis is not None for spec in self.outputs)
 
     @classmethod
@@ -183,6 +185,7 @@ class Inductor(Engine):
         if compiled is None:
             raise EngineError(f"{self._path}: the engine was closed")
         total = sum(compiled.products.values())
+        fallbacks = unmet(self._target, self._threads, affinity=UNBOUND, spinning=OPENMP)
         return {
             "engine": "inductor",
             "version": torch.__version__,
@@ -197,6 +200,7 @@ class Inductor(Engine):
                 "products": dict(sorted(compiled.products.items())),
                 "int8_share_of_products": round(sum(compiled.int8.values()) / total, 4) if total else 0.0,
             },
+            **({"fallbacks": fallbacks} if fallbacks else {}),
         }
 
     def close(self) -> None:

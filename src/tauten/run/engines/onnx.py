@@ -22,6 +22,7 @@ from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError
 from tauten.run.engines._onnx_profile import read_profile
+from tauten.run.engines._onnx_threads import Threads
 from tauten.run.engines._onnx_wire import survey
 from tauten.run.engines._providers import choose_providers
 from tauten.run.engines._stages import Stages, Step
@@ -34,9 +35,9 @@ _TYPES: Final = {"float": "float32", "double": "float64"}
 
 
 class Onnx(Engine):
-    """Runs an ONNX graph with ONNX Runtime, one operation after the other, without threads that spin while idle."""
+    """Runs an ONNX graph with ONNX Runtime, with threads as the artifact's target wishes them."""
 
-    def __init__(self, sessions: Sequence[onnxruntime.InferenceSession], artifact: Artifact, threads: int) -> None:
+    def __init__(self, sessions: Sequence[onnxruntime.InferenceSession], artifact: Artifact, threads: Threads) -> None:
         super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
         # What the session calls once it has checked names, which are checked here, for another time.
         self._call: Any = getattr(sessions[0], "_sess", sessions[0]).run
@@ -59,13 +60,14 @@ class Onnx(Engine):
         Raises ``ArtifactError`` where a graph points to files, is no ONNX or does not fit the weights or the manifest,
         ``EngineError`` where ONNX Runtime refuses it.
         """
-        sessions = _sessions(artifact, [_options(threads) for _ in artifact.manifest.graphs])
+        settled = Threads.settle(artifact.manifest.target, threads)
+        sessions = _sessions(artifact, [_options(settled) for _ in artifact.manifest.graphs])
         if artifact.manifest.stages:
             _check_stages(artifact, sessions)
         else:
             _check_border("input", artifact, artifact.manifest.inputs, sessions[0].get_inputs())
             _check_border("output", artifact, artifact.manifest.outputs, sessions[0].get_outputs())
-        return cls(sessions, artifact, threads)
+        return cls(sessions, artifact, settled)
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         call = self._call
@@ -97,8 +99,7 @@ class Onnx(Engine):
             "engine": "onnx",
             "version": onnxruntime.__version__,
             "provider": choose_providers(self._artifact, onnxruntime.get_available_providers())[0][0],
-            "threads": self._threads,
-            "spinning": False,
+            **self._threads.describe(),
             "graph_optimization": "all",
             "operations": self._operations,
             **({} if self._stages is None else {"stages": self._stages.describe()}),
@@ -131,15 +132,19 @@ class Onnx(Engine):
         self._stages = self._call = None
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(threads: Threads) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    modes = onnxruntime.ExecutionMode
+    options.intra_op_num_threads = threads.intra
+    options.inter_op_num_threads = threads.inter
+    options.execution_mode = modes.ORT_PARALLEL if threads.inter > 1 else modes.ORT_SEQUENTIAL
+    # A thread that spins after a request takes the core from the next instance's request.
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
+    options.add_session_config_entry("session.inter_op.allow_spinning", str(int(threads.spinning)))
+    if threads.affinities:
+        options.add_session_config_entry("session.intra_op_thread_affinities", threads.affinities)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _QUIET
-    # A thread that spins after a request takes the core from the next instance's request.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Without this the runtime guesses the format from the bytes.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
@@ -224,7 +229,7 @@ def _dtype(kind: str) -> str:
     return _TYPES.get(inner, inner) if kind.startswith("tensor(") else kind
 
 
-def _optimized_operations(artifact: Artifact, threads: int) -> dict[str, Any]:
+def _optimized_operations(artifact: Artifact, threads: Threads) -> dict[str, Any]:
     """``{"int8": {op: count}, "other": {op: count}, "int8_share": …}`` of the graph as ONNX Runtime runs it."""
     operations: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -249,8 +254,10 @@ def by_precision(operations: Counter[str]) -> dict[str, Any]:
 
 
 def _is_int8(operation: str) -> bool:
+    # MatMulNBits, with weights of 8 or 4 bits, rounds its inputs to 8 at the accuracy level that lowering asks for.
     return operation.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulInteger")) or (
-        operation in ("ConvInteger", "NhwcMaxPoolInt8", "QMoE", "DynamicQuantizeLSTM", "QEmbedLayerNormalization")
+        operation
+        in ("ConvInteger", "NhwcMaxPoolInt8", "QMoE", "DynamicQuantizeLSTM", "QEmbedLayerNormalization", "MatMulNBits")
     )
 
 

@@ -22,6 +22,7 @@ from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError, EngineError, ExtraMissing
 from tauten.run.engines._openvino_ir import read_graph
 from tauten.run.engines._telemetry import no_telemetry
+from tauten.run.engines._threads import unmet
 from tauten.run.engines.engine import Engine, OperationTime
 
 try:
@@ -102,9 +103,11 @@ class OpenVino(Engine):
         if settings.precision == "bf16" and not has_bfloat16():
             self._fallbacks.append("bfloat16: this processor has no products of bfloat16; float32 is used")
             settings = settings.model_copy(update={"precision": "f32"})
-        asked = artifact.manifest.target
-        if asked.affinity or asked.spinning:
-            self._fallbacks.append("affinity and spinning: OpenVINO chooses cores and waiting itself")
+        self._fallbacks += unmet(
+            artifact.manifest.target, threads,
+            affinity="OpenVINO takes no cores by name; threads are not bound",
+            spinning="OpenVINO decides how its threads wait for work",
+        )  # fmt: skip
         self._options = options(settings, threads)
         self._names = [spec.name for spec in self.inputs]
         self._answers = [spec.name for spec in self.outputs]
