@@ -125,6 +125,22 @@ def quantize(
     return _apply(f"quantize.{method}", what, task, seed, parameters, checkpoints)
 
 
+def device(
+    what: Task | Model,
+    method: Literal["half", "in_place", "channels_last", "micro_batches"] = "half",
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    **parameters: Any,
+) -> Model:
+    """Compute the same in 16 bits (``half``), in less memory (``in_place``, ``micro_batches``), or in another layout.
+
+    The record's notes hold the measured peak of memory before and after, and by name what was refused. Arguments and
+    errors as in ``prune``.
+    """
+    return _apply(f"device.{method}", what, task, seed, parameters)
+
+
 def save(
     what: Task | Model,
     path: str | os.PathLike[str],

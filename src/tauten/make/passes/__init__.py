@@ -6,7 +6,8 @@
     ├── prune/      structured · depth · magnitude · gradual
     ├── distill/    recover · progressive
     ├── dynamic/    early_exit · gates · token_merging
-    └── quantize/   post_training · dynamic · weight_only · quantization_aware
+    ├── quantize/   post_training · dynamic · weight_only · quantization_aware
+    └── device/     half · in_place · channels_last · micro_batches
 
 A pass is named after its folder and file: ``prune.structured``.
 """
