@@ -207,3 +207,14 @@ def test_soft_targets_of_extreme_logits_are_finite() -> None:
 
 def test_values_error_is_a_mean_square() -> None:
     assert values_error(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 1.0])).item() == 4.5
+
+
+def test_memory_is_saved_by_parameters_of_the_pass(task: tauten.Task) -> None:
+    step = pass_from_json({"pass": "distill.recover", "epochs": 1, "recompute": ["0"], "max_memory_mib": 1e6})
+    assert step == Recover(epochs=1, recompute=("0",), max_memory_mib=1e6)
+    original = to_model(task)
+    notes = apply(step, original, Context(task, original.module)).history[-1].notes
+    assert notes["recomputed"] == 1
+    assert notes["rows_at_once"] > 0
+    with pytest.raises(RecipeError, match="max_memory_mib: expected a number above 0, got 0"):
+        Recover(max_memory_mib=0)

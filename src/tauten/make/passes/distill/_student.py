@@ -39,7 +39,8 @@ class Learning(Pass):
     ``steps`` asks for more epochs where ``epochs`` of them have fewer steps: a small data set needs more walks.
     ``learning_rate`` is the peak; default: the task's. ``precision`` is what products and convolutions are computed in
     while training, the teacher's too; the weights stay float32. ``accumulate`` batches make one step, ``recompute``
-    trades time for memory, ``patience`` ends training after so many epochs without a better one (0: never).
+    trades time for memory in the blocks that are found, or in modules by name; ``max_memory_mib`` divides batches until
+    the measured peak holds; ``patience`` ends training after so many epochs without a better one (0: never).
     """
 
     epochs: int = 5
@@ -56,7 +57,8 @@ class Learning(Pass):
     cache_mib: int = 256
     precision: Precision = "float32"
     accumulate: int = 1
-    recompute: bool = False
+    recompute: bool | tuple[str, ...] = False
+    max_memory_mib: float | None = None
     patience: int = 0
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class Learning(Pass):
                 raise self._wrong(name, f"{least} or more")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise self._wrong("learning_rate", "a number above 0")
+        if self.max_memory_mib is not None and not 0 < self.max_memory_mib < math.inf:
+            raise self._wrong("max_memory_mib", "a number above 0")
         if not 0 < self.temperature < math.inf:
             raise self._wrong("temperature", "a number above 0")
         if not 0 <= self.weight <= 1:
@@ -106,6 +110,7 @@ class Learning(Pass):
                 precision=self.precision,
                 accumulate=self.accumulate,
                 recompute=self.recompute,
+                max_memory_mib=self.max_memory_mib,
                 patience=self.patience,
             ),
             objective=distillation or labelled(task),
