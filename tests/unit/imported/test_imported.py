@@ -14,9 +14,14 @@ from typer.testing import CliRunner
 import tauten
 from tauten.artifact.read import read_artifact
 from tauten.cli.main import app
+from tauten.core.target import Target
 from tauten.core.tensor import Arrays
-from tauten.errors import TaskError
+from tauten.errors import RecipeError, TaskError
+from tauten.make.model.build import to_model
 from tauten.make.model.imported import onnx_task, read_onnx
+from tauten.make.model.pass_ import Context
+from tauten.make.search.builder import CandidateBuilder
+from tauten.make.search.recipe import Recipe, pass_from_json
 
 
 def model(batch: str | int = "n", opset: int = 18, channels: int = 8) -> ModelProto:
@@ -77,6 +82,18 @@ def test_what_needs_the_code_of_the_model_refuses_it(path: Path) -> None:
     task = onnx_task(path, samples())
     with pytest.raises(tauten.TautenError):
         tauten.prune(task, ratio=0.5)
+
+
+@pytest.mark.parametrize("name", ["prune.depth", "distill.recover", "device.half"])
+def test_a_recipe_that_needs_the_code_is_refused_before_it_runs(path: Path, name: str) -> None:
+    task = onnx_task(path, samples())
+    untouched = to_model(task)
+    builder = CandidateBuilder(untouched, Target(name="any"), Context(task, untouched.module))
+    said = rf"^{name} needs the model's PyTorch code, and it came as an ONNX file$"
+    static = pass_from_json({"pass": "quantize.post_training"})
+    with pytest.raises(RecipeError, match=said):
+        builder.check(Recipe("code", (pass_from_json({"pass": name}),)))
+    builder.check(Recipe("int8", (static,)))
 
 
 def test_a_fixed_batch_stays_fixed(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def test_a_precision_that_the_target_lacks_is_refused_either_way() -> None:
         builder(Target(name="tiny", precisions=("int4",))).check(Recipe("four", (four,)))
 
 
+def test_sixteen_bits_are_a_precision_of_the_target() -> None:
+    half = Recipe("half", (pass_from_json({"pass": "device.half", "dtype": "bfloat16"}),))
+    with pytest.raises(RecipeError, match="runs in bfloat16, and target float-only has"):
+        builder(Target(name="float-only", precisions=("float32", "float16"))).check(half)
+    builder(Target(name="brain", precisions=("bfloat16",))).check(half)
+
+
 def test_training_without_train_data_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"distill\.recover trains, but the task has no train data"):
         builder(Target(name="any"), labelled=False).check(TRAINED)

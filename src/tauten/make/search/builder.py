@@ -15,8 +15,10 @@ from tauten.errors import RecipeError
 from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
 from tauten.make.model.apply import apply
+from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import QUANTIZED, Model
 from tauten.make.model.pass_ import Context, Pass
+from tauten.make.model.training.memory import give_back
 from tauten.make.passes.quantize._sensitivity import layer_sensitivity
 from tauten.make.search.recipe import Recipe
 
@@ -33,8 +35,12 @@ class CandidateBuilder:
         self._made: OrderedDict[str, Model] = OrderedDict()
 
     def check(self, recipe: Recipe) -> None:
-        """``RecipeError`` where the task or the target cannot have this recipe."""
+        """``RecipeError`` where the model, the task or the target cannot have this recipe; nothing is run for that."""
         task = self._context.task
+        if isinstance(self._untouched.module, OnnxModule):
+            names = [step.name for step in recipe.passes if not step.name.startswith("quantize.")]
+            if names:
+                raise RecipeError(f"{', '.join(names)} needs the model's PyTorch code, and it came as an ONNX file")
         if recipe.trains and not task.has("train"):
             names = [step.name for step in recipe.passes if step.trains]
             raise RecipeError(f"{', '.join(names)} trains, but the task has no train data")
@@ -43,7 +49,10 @@ class CandidateBuilder:
                 raise RecipeError(f"runs in {precision}, and target {self._target.name} has {self._target.precisions}")
 
     def make(self, recipe: Recipe, path: Path, key: str) -> Artifact:
-        """Apply the passes, lower, and write the artifact to ``path``."""
+        """Apply the passes, lower, and write the artifact to ``path``; what that took of memory is given back.
+
+        The model itself is kept, for the same passes may be lowered in another way next.
+        """
         model = self._apply(recipe.passes)
         started = time.perf_counter()
         self._context.progress(f"lower to {recipe.lowering}", 0.0)
@@ -57,7 +66,7 @@ class CandidateBuilder:
             after=hashlib.sha256(b"".join((lowered.graph, *lowered.more.values()))).hexdigest(),
             notes=dict(lowered.notes),
         )
-        return to_artifact(
+        artifact = to_artifact(
             lowered,
             path,
             name=self._context.task.name,
@@ -67,6 +76,9 @@ class CandidateBuilder:
             history=(*model.history, record),
             key=key,
         )
+        del lowered
+        give_back()
+        return artifact
 
     def before(self, recipe: Recipe, index: int) -> Model:
         """The model that the recipe's pass at ``index`` gets."""
@@ -96,9 +108,12 @@ class CandidateBuilder:
 
 def _precisions(recipe: Recipe) -> tuple[Precision, ...]:
     """What the target has to have: the precision that the recipe brings the model to, and those of other layers."""
+    halves: list[Precision] = [
+        getattr(step, "dtype", "float16") for step in recipe.passes if step.name == "device.half"
+    ]
     for step in recipe.passes:
         if QUANTIZED in step.gives:
             bits: dict[int, Precision] = {16: getattr(step, "half", "float16"), 8: "int8", 4: "int4"}
             others = [precision for _, precision in getattr(step, "layers", ())]
-            return tuple(dict.fromkeys((bits[getattr(step, "bits", 8)], *others)))
-    return ("float32",)
+            return tuple(dict.fromkeys((bits[getattr(step, "bits", 8)], *others, *halves)))
+    return tuple(dict.fromkeys(halves)) or ("float32",)
