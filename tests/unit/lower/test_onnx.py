@@ -19,6 +19,7 @@ from tauten.make.lower import LOWERINGS
 from tauten.make.lower import _float as lowering
 from tauten.make.model.run import forward
 from tauten.make.model.task import Task
+from tauten.make.search.recipe import pass_from_json
 from tauten.testing import tiny
 
 from .lowered import TARGET, engine_of, lower, prepare
@@ -232,3 +233,9 @@ def test_a_dimension_that_the_model_fixes_is_named_with_what_to_do(tmp_path: Pat
         else:
             with pytest.raises(LoweringError, match=r"tokens: dimension 'time' is declared to vary.* declare it as 9"):
                 lower(task)
+
+
+def test_bfloat16_weights_are_refused() -> None:
+    half = pass_from_json({"pass": "device.half", "dtype": "bfloat16"})
+    with pytest.raises(LoweringError, match="is bfloat16, which NumPy lacks; use float16"):
+        lower(tiny.encoder_task(), half)

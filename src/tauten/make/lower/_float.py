@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from onnx import ModelProto
+from torch import nn
 
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import LoweringError, MismatchError
@@ -56,6 +57,7 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
         return _imported(model, model.module, context)
     module, decided = materialize(model.module)
     model = model.but(module=module)
+    _check_dtypes(module)
     data = context.task.data("calibrate")
     context.progress("export", 0.0)
     example = next(iter(data))[0]
@@ -72,6 +74,12 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
     sample = next(islice(rows(data, model.inputs, batch=_COMPARED), 1))
     error = check_same(graph, program, model, sample)
     return FloatGraph(graph, exported.outputs, decided, sample, error)
+
+
+def _check_dtypes(module: nn.Module) -> None:
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.dtype == torch.bfloat16:
+            raise LoweringError(f"{name} is bfloat16, which NumPy lacks; use float16, or convert the module to float32")
 
 
 def _imported(model: Model, module: OnnxModule, context: Context) -> FloatGraph:
