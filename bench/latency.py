@@ -7,6 +7,7 @@ signal to quantization noise against PyTorch fp32, on samples that no quantizer 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -52,13 +53,19 @@ class Child:
 
     def ask(self, do: str, **more: object) -> dict[str, Any]:
         """The reply; one with ``error`` is kept as ``fault``."""
+        self.tell(do, **more)
+        return self.reply(do)
+
+    def tell(self, do: str, **more: object) -> None:
+        """Ask without waiting for the reply."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):
             print(json.dumps({"do": do, **more}), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+
+    def reply(self, do: str) -> dict[str, Any]:
+        """What was answered to ``do``."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
         reply: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
         if "error" in reply:
             self.fault = f"{do}: {reply['error']}"
@@ -96,8 +103,11 @@ def compare(model: str, folder: Path) -> dict[str, Any]:
 def _cell(model: str, children: list[Child], threads: int, batch: int, folder: Path) -> dict[str, Any]:
     peers = [child for child in children if child.name != OURS and not child.fault]
     ours = next(child for child in children if child.name == OURS)
+    # Compilers take minutes; loading is not timed.
     for child in peers:
-        child.ask("load", threads=threads, batch=batch)
+        child.tell("load", threads=threads, batch=batch)
+    for child in peers:
+        child.reply("load")
     peers = [child for child in peers if not child.fault]
     # The floor of what ours may lose is what the fastest peer loses, seen on the samples that choices are made on.
     first = {child.name: child.ask("time", seconds=SLOT_S)["ms"] for child in peers}

@@ -12,12 +12,12 @@ from tauten.make.layers.quantized import QuantizedLayer
 from tauten.make.passes.quantize._calibrate import Data, Hook, watching
 
 
-def correct_biases(
+def corrected_biases(
     module: nn.Module, layers: Mapping[str, nn.Module], quantized: Mapping[str, nn.Module], data: Data
-) -> list[str]:
-    """Add to the biases of ``quantized`` the mean error of their outputs on the float layers' inputs; the paths.
+) -> dict[str, Tensor]:
+    """The biases of ``quantized`` with the mean error of their outputs on the float layers' inputs added, by path.
 
-    A layer without a bias gets one. Source: Nagel et al., 2019, with means that are measured.
+    Source: Nagel et al., 2019, with means that are measured.
     """
     treated = {
         path: layer
@@ -42,16 +42,24 @@ def correct_biases(
 
     with watching({path: layers[path] for path in treated}, add):
         data.walk(module)
-    done = []
+    found = {}
     for path, total in sums.items():
         shift = (total / max(counts[path], 1)).float()
         if not counts[path] or not bool(torch.isfinite(shift).all()) or not bool(shift.any()):
             continue
         layer: Any = treated[path].layer
-        bias = shift if layer.bias is None else layer.bias.detach() + shift
-        layer.bias = nn.Parameter(bias)
-        done.append(path)
-    return done
+        found[path] = shift if layer.bias is None else layer.bias.detach() + shift
+    return found
+
+
+def put_biases(quantized: Mapping[str, nn.Module], biases: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Give layers of ``quantized`` other biases, or none; returns those that they had."""
+    had: dict[str, Tensor | None] = {}
+    for path, bias in biases.items():
+        layer: Any = quantized[path].get_submodule("layer")
+        had[path] = layer.bias
+        layer.bias = None if bias is None else nn.Parameter(bias.detach())
+    return had
 
 
 def _space(layer: Any) -> int:

@@ -21,7 +21,7 @@ from tauten.errors import PassError, RecipeError
 from tauten.make.layers.quantized import QUANTIZABLE, Grid, QuantizedLayer, put_layer
 from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, LayerPrecision, Model, QuantizationPlan
 from tauten.make.model.pass_ import Change, Context, Pass
-from tauten.make.passes.quantize._bias import correct_biases
+from tauten.make.passes.quantize._bias import corrected_biases, put_biases
 from tauten.make.passes.quantize._calibrate import Data, find_moments, find_ranges
 from tauten.make.passes.quantize._fold import before_norms, fold_batch_norms
 from tauten.make.passes.quantize._gptq import round_in_turn
@@ -61,6 +61,8 @@ class Decided:
     layers: dict[str, nn.Module] = field(default_factory=dict)
     how: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    """What biases would be with the mean errors of outputs in them."""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def swapped(self) -> nn.Module:
@@ -105,6 +107,8 @@ class QuantizingPass(Pass):
         decided = self.decide(model, context)
         noise = Noise(Data(model, context, plan.samples), decided.module)
         module = decided.swapped()
+        if self.settings().correct_bias:
+            decided.notes["bias_corrected"] = _correct(decided, module, noise)
         notes = {
             "plan": plan.to_json(),
             "layers": decided.how,
@@ -113,6 +117,16 @@ class QuantizingPass(Pass):
             "sqnr_db": noise.decibels(module),
         }
         return Change(module, notes, plan)
+
+
+def _correct(decided: Decided, module: nn.Module, noise: Noise) -> list[str]:
+    """Put corrected biases into the quantized module where its outputs err less for it; the paths of the layers."""
+    plain = sum(noise.shares(module).values())
+    had = put_biases(decided.layers, decided.biases)
+    if sum(noise.shares(module).values()) < plain:
+        return list(decided.biases)
+    put_biases(decided.layers, had)
+    return []
 
 
 def check_common(name: str, samples: int, group: int, layers: Iterable[tuple[str, str]]) -> None:
@@ -179,7 +193,7 @@ def _decide(model: Model, context: Context, data: Data, settings: Settings, left
         decided.layers[path] = QuantizedLayer(layer, codes, grid, ranged.get(path))
         decided.how[path] = how
     if settings.correct_bias:
-        decided.notes["bias_corrected"] = correct_biases(module, sites.layers, decided.layers, data)
+        decided.biases.update(corrected_biases(module, sites.layers, decided.layers, data))
     decided.notes["calibration_samples"] = data.count()
     return decided
 

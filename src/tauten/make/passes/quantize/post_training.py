@@ -29,9 +29,10 @@ class PostTraining(QuantizingPass):
 
     Before: batch norms are folded (``fold``), scales move between layers (``equalize``) or from activations into
     weights (``smooth``, the share of it; 0 leaves them). Then weights are rounded (``rounding``), and with
-    ``correct_bias`` the mean error of each output goes into its bias. ``layers`` names modules of another precision.
-    Layers that the module cannot hold on a grid itself are in the plan alone, and the lowering carries it out; so are
-    all with the rounding ``engine``, which the engine's own quantizer needs (OpenVINO's placement ``nncf``).
+    ``correct_bias`` the mean error of each output goes into its bias, where the model errs less for it. ``layers``
+    names modules of another precision. Layers that the module cannot hold on a grid itself are in the plan alone, and
+    the lowering carries it out; so are all with the rounding ``engine``, which the engine's own quantizer needs
+    (OpenVINO's placement ``nncf``).
     """
 
     name: ClassVar[str] = "quantize.post_training"
@@ -46,7 +47,7 @@ class PostTraining(QuantizingPass):
     fold: bool = True
     equalize: bool = False
     smooth: float = 0.0
-    correct_bias: bool = False
+    correct_bias: bool = True
     layers: Layers = ()
 
     def __post_init__(self) -> None:
@@ -58,8 +59,8 @@ class PostTraining(QuantizingPass):
             )
         if not 0 <= self.smooth < 1:
             raise RecipeError(f"{self.name}: smooth: expected 0 to less than 1, got {self.smooth}")
-        if self.rounding == "engine" and (self.bits != 8 or self.correct_bias):
-            raise RecipeError(f"{self.name}: rounding: engine is of 8 bits, and corrects biases by its own rule")
+        if self.rounding == "engine" and self.bits != 8:
+            raise RecipeError(f"{self.name}: rounding: engine is of 8 bits, got {self.bits}")
         if self.rounding == "hqq":
             raise RecipeError(
                 f"{self.name}: rounding: hqq needs zero points of weights, which integer kernels lack; "
