@@ -218,6 +218,22 @@ def collect() -> None:
     write("latency", COMMAND, [0], figures)
 
 
+def table(figures: dict[str, Any]) -> str:
+    """One row a model, number of threads and batch."""
+    lines = [
+        "| model | threads | batch | Tauten's pick | best other | times | dB, Tauten's | dB, other's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in figures["rows"]:
+        ratio = f"**{row['ratio']:.2f}** ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+        lines.append(
+            f"| {row['model']} | {row['threads']} | {row['batch']} | {row['ours']}: {row['ours_ms']:.3g} ms "
+            f"| {row['best_peer']}: {row['best_peer_ms']:.3g} ms | {ratio} "
+            f"| {row['fidelity_ours_db']:.1f} | {row['fidelity_peer_db']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def _version(name: str) -> str:
     try:
         return version(name)

@@ -77,7 +77,10 @@ def signed(value: float) -> str:
 def _before_after(result: Result, best: Entry) -> Table:
     table = Table(title=f"{escape(result.task)}: {escape(best.name)}", title_justify="left")
     engine = str(result.engine_baseline.recipe.get("lowering", result.target.engine))
-    for heading in ("", "PyTorch eager fp32", f"{escape(engine)} fp32", "best", "against PyTorch"):
+    # A model that came as a file has no code that PyTorch runs: the file itself is what it is held against.
+    came = "PyTorch" if result.baseline.recipe.get("lowering") == "eager" else "the file"
+    before = "PyTorch eager fp32" if came == "PyTorch" else "the file, in fp32"
+    for heading in ("", before, f"{escape(engine)} fp32", "best", f"against {came}"):
         table.add_column(heading, justify="right" if heading else "left")
     against = result.improvements.get("baseline", {})
     for key, label in _ROWS:

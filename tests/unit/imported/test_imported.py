@@ -179,6 +179,7 @@ def test_the_command_makes_a_measured_artifact(path: Path, tmp_path: Path) -> No
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["baseline"]["recipe"]["lowering"] == "onnx"
+    assert "not in PyTorch" in result["caveats"][0]
     assert read_artifact(out / "best").manifest.name == "net"
     missing = CliRunner().invoke(app, ["optimize", str(path), "--out", str(out)])
     assert "--calibrate FILE.npz" in str(missing.exception)

@@ -243,6 +243,8 @@ class Workshop:
 
     def caveats(self) -> tuple[str, ...]:
         """What a reader of the comparison with the baselines must know."""
+        if isinstance(self.model.module, OnnxModule):
+            return ("The model came as an ONNX file: the original is that file in ONNX Runtime, not in PyTorch.",)
         notes = [record.notes.get("not_fused") for record in self.baseline.manifest.history]
         names = [name for found in notes if isinstance(found, dict) for name in found]
         if not names:
