@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -42,6 +43,9 @@ __all__ = ["ExecuTorch"]
 _TURN: Final = threading.Lock()
 """Held while a method runs and while the threads, of which a process has one pool, are set."""
 
+_ALIVE: Final[weakref.WeakSet[Program]] = weakref.WeakSet()
+"""The programs of this process, which share its pool of threads."""
+
 _DTYPES: Final = {
     0: "uint8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "float16", 6: "float32", 7: "float64", 11: "bool",
     27: "uint16", 28: "uint32", 29: "uint64",
@@ -64,6 +68,7 @@ class Program:
                     data, program_verification=runtime.Verification.InternalConsistency
                 )
                 self._method = self._program.load_method(METHOD)
+                _ALIVE.add(self)
             except RuntimeError as fault:
                 raise EngineError(f"ExecuTorch: {fault}") from fault
         meta = self._method.method_meta()
@@ -82,7 +87,7 @@ class Program:
 
 
 class ExecuTorch(Engine):
-    """Runs one program, one call at a time. The engine that was loaded last sets the threads of the process."""
+    """Runs one program, one call at a time. The one that is loaded first sets the threads of the process."""
 
     def __init__(self, artifact: Artifact, program: Program, found: Survey) -> None:
         super().__init__(artifact.manifest.inputs, artifact.manifest.outputs)
@@ -184,9 +189,12 @@ class ExecuTorch(Engine):
 
 
 def _set_threads(threads: int) -> None:
-    """Make the process's pool one of ``threads``. Only with the turn: a method that runs would lose its threads."""
+    """Make the process's pool one of ``threads``, where no program is there. Only with the turn.
+
+    A program keeps the pool that it was loaded with; another one in its place would be memory that is gone.
+    """
     with _without_notices():
-        if runtime._threadpool_get_thread_count() != threads:
+        if not _ALIVE and runtime._threadpool_get_thread_count() != threads:
             runtime._unsafe_reset_threadpool(threads)
 
 
