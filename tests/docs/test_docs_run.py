@@ -1,4 +1,7 @@
-"""Every code block of the documentation runs, in the order of its page."""
+"""Every code block of the documentation runs, in the order of its page: here those that go on from another page.
+
+Pages that stand alone have a file of their own, so that two processes share the work.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from tests.docs.pages import ROOT, DocumentationError, Runner, comes_after, copy
 PAGES = {
     page.stem: page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 }
+EARLIER = {name: comes_after(page.read_text("utf-8")) for name, page in PAGES.items()}
+ALONE = [name for name, earlier in EARLIER.items() if not earlier and name not in EARLIER.values()]
 DONE: dict[str, Path] = {}
 
 
@@ -34,7 +39,7 @@ def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
     return DONE[name]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE])
 def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     run_page(name, tmp_path_factory)
 
