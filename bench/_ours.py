@@ -29,7 +29,7 @@ from tauten.run.engines import load
 
 OURS = "Tauten"
 ENGINES = ("onnx", "openvino")
-"""Inductor, which was never the fastest here and compiles for minutes, stands among the peers alone."""
+"""Inductor, which compiles for minutes, stands among the peers alone: the pick is made without it."""
 BATCH = 16
 _ROUNDS = 5
 _SLOT_S = 0.05

@@ -82,6 +82,9 @@ def test_what_needs_the_code_of_the_model_refuses_it(path: Path) -> None:
     task = onnx_task(path, samples())
     with pytest.raises(tauten.TautenError):
         tauten.prune(task, ratio=0.5)
+    for engine in ("eager", "inductor"):
+        with pytest.raises(tauten.LoweringError, match="came as an ONNX file"):
+            tauten.save(task, path.parent / engine, target=tauten.Target(name="here", engine=engine))
 
 
 @pytest.mark.parametrize("name", ["prune.depth", "distill.recover", "device.half"])

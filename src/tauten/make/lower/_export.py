@@ -21,6 +21,7 @@ from tauten.core.rows import resize_rows
 from tauten.core.tensor import BATCH, Array, Arrays, TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.lower._zeros import drop_zero_sums
+from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.run import name_outputs
 
@@ -64,6 +65,10 @@ def export(model: Model, example: Mapping[str, Array]) -> Exported:
     ``example`` is one batch of inputs; it is cut or repeated to ``EXPORTED_BATCH`` samples. Raises ``LoweringError``
     where the module cannot be exported so.
     """
+    if isinstance(model.module, OnnxModule):
+        raise LoweringError(
+            "the model came as an ONNX file, without code that PyTorch could export: use onnx or openvino"
+        )
     if any(tensor.device.type != "cpu" for tensor in (*model.module.parameters(), *model.module.buffers())):
         model = model.but(module=copy.deepcopy(model.module).cpu())
     arrays = example_inputs(model.inputs, example)

@@ -20,7 +20,6 @@ from tauten.make.lower._export import export
 from tauten.make.lower._graph import owners
 from tauten.make.lower._samples import rows
 from tauten.make.lower.lowering import DEFAULTS, Lowered, Lowering, Options
-from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
@@ -40,8 +39,6 @@ class Eager(Lowering):
         """
         if model.quantization is not None:
             raise LoweringError("eager: runs in float; lower a model with a quantization plan to onnx")
-        if isinstance(model.module, OnnxModule):
-            raise LoweringError("eager: the model came as an ONNX file, which PyTorch does not run: use onnx")
         data = context.task.data("calibrate")
         exported = export(model, next(iter(data))[0])
         document, weights = Writer(exported.program, [spec.name for spec in model.inputs]).write()
