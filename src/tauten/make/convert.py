@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from tauten.artifact.read import Artifact
 from tauten.core.record import Record
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
-from tauten.errors import ArtifactError, ConfigError, LoweringError, MismatchError
+from tauten.errors import ArtifactError, ConfigError, LoweringError, MismatchError, TautenError
 from tauten.make.lower.artifact import to_artifact
 from tauten.make.lower.lowering import Lowered
 from tauten.run.engines import load
@@ -46,7 +47,8 @@ def convert(artifact: Artifact, engine: str, path: str | os.PathLike[str]) -> Co
     """Write the artifact for another engine to the folder ``path`` and hold the two against each other.
 
     Raises ``LoweringError`` where the graph does not say enough for that engine, ``MismatchError`` where the answers
-    are not alike, ``ExtraMissing`` where the engine is not installed.
+    are not alike (nothing stays written), ``ArtifactError`` where something is at ``path``, ``ExtraMissing`` where the
+    engine is not installed.
     """
     source = artifact.manifest.engine
     if engine == source:
@@ -56,6 +58,8 @@ def convert(artifact: Artifact, engine: str, path: str | os.PathLike[str]) -> Co
             f"{artifact.path}: an artifact for {source} does not say what {engine} needs; "
             f"{_MAKE_ANEW.format(engine=engine)}"
         )
+    if Path(path).exists():
+        raise ArtifactError(f"{path}: there already; remove it or choose another name")
     lowered = _to_openvino(artifact)
     manifest = artifact.manifest
     target = Target.from_json({**manifest.target.to_json(), "engine": engine, "engines": [engine]})
@@ -78,7 +82,11 @@ def convert(artifact: Artifact, engine: str, path: str | os.PathLike[str]) -> Co
         history=(*manifest.history, record),
         codec=manifest.codec,
     )
-    return Converted(made.path, made.size_bytes, _hold(artifact, made))
+    try:
+        return Converted(made.path, made.size_bytes, _hold(artifact, made))
+    except TautenError:
+        shutil.rmtree(made.path)
+        raise
 
 
 def write_file(artifact: Artifact, path: str | os.PathLike[str]) -> Converted:

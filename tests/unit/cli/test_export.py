@@ -75,6 +75,22 @@ def test_what_cannot_be_converted_says_what_to_do(artifact: Artifact, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+def test_answers_that_differ_leave_nothing_and_a_folder_that_is_there_stays(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: tauten[openvino]")
+    monkeypatch.setattr("tauten.make.convert._LEAST_DB", 1000.0)
+    code, told = run(artifact.path, tmp_path / "other", "--engine", "openvino")
+    assert code != 0
+    assert "expected answers as those of" in told
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("precious")
+    code, told = run(artifact.path, tmp_path / "other", "--engine", "openvino")
+    assert "there already" in told
+    assert (tmp_path / "other" / "mine").read_text() == "precious"
+
+
 def test_a_file_that_is_there_stays(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("precious")
     code, told = run(artifact.path, tmp_path / "model.onnx")
