@@ -51,7 +51,7 @@ class Artifact:
             codec = CODECS.get(self.manifest.codec)
         except PluginError as fault:
             raise ArtifactError(f"{self.path}: {fault}") from None
-        arrays = codec.decode(self._bytes(self.manifest.weights))
+        arrays = codec.decode(self._bytes(self.manifest.weights), self.manifest.weights_bytes)
         held = sum(array.nbytes for array in arrays.values())
         if held != self.manifest.weights_bytes:
             raise ArtifactError(

@@ -21,9 +21,16 @@ class Codec(Protocol):
         """The arrays as bytes; ``ConfigError`` for an array that it cannot code. The arrays are left as they are."""
         ...
 
-    def decode(self, data: bytes | bytearray) -> Arrays:
-        """The arrays again; ``ArtifactError`` for bytes that ``encode`` did not make, within bounded memory.
+    def decode(self, data: bytes | bytearray, limit_bytes: int | None = None) -> Arrays:
+        """The arrays again; ``ArtifactError`` for bytes that ``encode`` did not make, within bounded time and memory.
 
-        The arrays can be written to. A ``bytearray`` is given away: they may be views into it.
+        ``limit_bytes`` is the most that the arrays may hold together; more is refused before it is allocated. Left out,
+        it is ``default_limit(len(data))``. The arrays can be written to. A ``bytearray`` is given away: they may be
+        views into it.
         """
         ...
+
+
+def default_limit(coded_bytes: int) -> int:
+    """What bytes of unknown origin may decode to: more than weights of a model ever shrink, and not without end."""
+    return max(64 * 2**20, 4096 * coded_bytes)

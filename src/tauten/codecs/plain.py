@@ -58,8 +58,11 @@ class Plain:
             }
         )
 
-    def decode(self, data: bytes | bytearray) -> Arrays:
+    def decode(self, data: bytes | bytearray, limit_bytes: int | None = None) -> Arrays:
         header, start = _header(data)
+        held_bytes = sum(place.end - place.begin for place in header.values())
+        if limit_bytes is not None and held_bytes > limit_bytes:
+            raise ArtifactError(f"weights: expected arrays of at most {limit_bytes} bytes, got {held_bytes}")
         held = data if isinstance(data, bytearray) else bytearray(data)
         found: Arrays = {}
         end = start

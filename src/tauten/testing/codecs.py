@@ -143,6 +143,18 @@ def survives_damage(codec: Codec) -> None:
     check()
 
 
+def keeps_to_a_limit(codec: Codec) -> None:
+    """Arrays of more bytes than ``limit_bytes`` are refused, and those of just as many are not."""
+    arrays = {"a": np.zeros(300, np.float32), "b": np.arange(100, dtype=np.int8)}
+    data = codec.encode(arrays)
+    hold(same(codec.decode(data, 1300), arrays), "arrays of as many bytes as the limit did not come back")
+    try:
+        codec.decode(data, 1299)
+    except ArtifactError:
+        return
+    hold(False, "arrays of more bytes than the limit were decoded")
+
+
 def _attack(codec: Codec, data: bytes) -> Mapping[str, Array] | None:
     tracemalloc.start()
     try:
@@ -170,4 +182,5 @@ CHECKS: Final[tuple[Callable[[Codec], Any], ...]] = (
     gives_arrays_that_can_be_changed,
     refuses_what_it_did_not_make,
     survives_damage,
+    keeps_to_a_limit,
 )

@@ -75,6 +75,7 @@ class CandidateBuilder:
             recipe=recipe.to_json(),
             history=(*model.history, record),
             key=key,
+            codec=recipe.codec,
         )
         del lowered
         give_back()

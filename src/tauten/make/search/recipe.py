@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from tauten.codecs import CODECS
 from tauten.core.target import AUTO
 from tauten.errors import PluginError, RecipeError
 from tauten.make.lower import LOWERINGS
@@ -27,7 +28,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Passes in order and a lowering, with its options; ``auto`` leaves both to the run.
+    """Passes in order and a lowering, with its options; ``auto`` leaves both to the run. ``codec`` stores the weights.
 
     Its order is checked here, by the facts that each pass needs, gives and drops, before any compute is spent;
     ``RecipeError`` says which pass lacks what, and which earlier one took it.
@@ -37,6 +38,7 @@ class Recipe:
     passes: tuple[Pass, ...] = ()
     lowering: str = "onnx"
     options: Mapping[str, str] = field(default_factory=dict, hash=False)
+    codec: str = "plain"
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):  # it names the candidate's folder
@@ -45,6 +47,8 @@ class Recipe:
                 f"got {self.name!r}"
             )
         self._check_lowering()
+        if self.codec not in CODECS.names():
+            raise RecipeError(f"{self.name}: no codec {self.codec!r}; there are {', '.join(CODECS.names())}")
         facts = {FLOAT_WEIGHTS}
         taken: dict[str, str] = {}
         for step in self.passes:
@@ -83,24 +87,32 @@ class Recipe:
         return replace(self, lowering=way.engine, options=way.options) if self.lowering == AUTO else self
 
     def to_json(self) -> dict[str, Any]:
-        """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``, and ``"options"`` where there are any."""
+        """``{"name", "passes": [{"pass": …, parameters…}], "lowering"}``.
+
+        ``"options"`` stands where there are any, and ``"codec"`` where it is not ``plain``.
+        """
         passes = [step.to_json() for step in self.passes]
-        document = {"name": self.name, "passes": passes, "lowering": self.lowering}
-        return {**document, **({"options": dict(self.options)} if self.options else {})}
+        document: dict[str, Any] = {"name": self.name, "passes": passes, "lowering": self.lowering}
+        if self.options:
+            document["options"] = dict(self.options)
+        if self.codec != "plain":
+            document["codec"] = self.codec
+        return document
 
     @classmethod
     def from_json(cls, document: object) -> Self:
         """The recipe that ``to_json`` gave; parameters that are left out take their defaults."""
         if not isinstance(document, Mapping) or not isinstance(document.get("passes"), list):
             raise RecipeError(f"expected a recipe as an object with name and passes, got {document!r}")
-        unknown = sorted(set(document) - {"name", "passes", "lowering", "options"})
+        unknown = sorted(set(document) - {"name", "passes", "lowering", "options", "codec"})
         if unknown:
-            raise RecipeError(f"a recipe has name, passes, lowering and options; got {unknown}")
+            raise RecipeError(f"a recipe has name, passes, lowering, options and codec; got {unknown}")
         return cls(
             name=str(document.get("name", "")),
             passes=tuple(pass_from_json(step) for step in document["passes"]),
             lowering=str(document.get("lowering", "onnx")),
             options=_options(document.get("options", {})),
+            codec=str(document.get("codec", "plain")),
         )
 
 
