@@ -12,12 +12,17 @@ from tauten.core.tensor import Array
 from tauten.errors import ArtifactError, ConfigError
 
 
+def fits_nibbles(array: Array) -> bool:
+    """Whether ``array`` is a matrix, or more, of int8 numbers that all lie in -8 to 7."""
+    return array.dtype == np.int8 and array.ndim > 1 and array.size > 1 and _in_range(array)
+
+
 def pack_nibbles(array: Array) -> Array:
     """The int8 numbers of ``array``, each in -8 to 7, as ``(ceil(size / 2),)`` bytes: even places in the low half.
 
     Raises ``ConfigError`` for another dtype or a number outside.
     """
-    if array.dtype != np.int8 or (array.size and not -8 <= int(array.min()) <= int(array.max()) <= 7):
+    if array.dtype != np.int8 or (array.size and not _in_range(array)):
         raise ConfigError(f"4-bit weights: expected int8 numbers from -8 to 7, got {array.dtype.name}{array.shape}")
     flat = array.reshape(-1).view(np.uint8) & 15
     if flat.size % 2:
@@ -43,3 +48,7 @@ def unpack_nibbles(packed: Array, shape: Sequence[int]) -> Array:
     # Four bits in two's complement: 8 to 15 stand for -8 to -1.
     numbers: Array = ((both[:size] ^ 8).astype(np.int8) - 8).reshape(shape)
     return numbers
+
+
+def _in_range(array: Array) -> bool:
+    return -8 <= int(array.min()) <= int(array.max()) <= 7

@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, numpy_helper
 
+from tauten.artifact.nibbles import fits_nibbles
 from tauten.artifact.read import Artifact
 from tauten.core.record import Record
 from tauten.core.target import Target
@@ -154,7 +155,7 @@ def _to_openvino(artifact: Artifact) -> Lowered:
     borders = [spec.name for spec in (*manifest.inputs, *manifest.outputs)]
     try:
         graph = core().read_model(io.BytesIO(whole_graph(artifact).SerializeToString()))
-        written = write_graph(graph, borders, manifest.four_bit)
+        written = write_graph(graph, borders, manifest.four_bit or _four_bit(artifact))
     except RuntimeError as fault:
         raise LoweringError(f"{artifact.path}: OpenVINO: {one_line(fault)}") from fault
     return Lowered(
@@ -167,6 +168,11 @@ def _to_openvino(artifact: Artifact) -> Lowered:
         four_bit=written.four_bit,
         settings=Settings().to_json(),
     )
+
+
+def _four_bit(artifact: Artifact) -> list[str]:
+    """The weights of 4-bit numbers in an artifact whose codec looks at numbers, so that it need not name them."""
+    return [name for name, array in artifact.weights().items() if fits_nibbles(array)]
 
 
 def _hold(first: Artifact, second: Artifact) -> float:

@@ -9,10 +9,9 @@ from importlib.metadata import version
 from typing import Any
 
 from tauten.artifact.manifest import Manifest
-from tauten.artifact.nibbles import pack_nibbles
 from tauten.artifact.read import Artifact
+from tauten.artifact.recode import code_weights
 from tauten.artifact.write import write_artifact
-from tauten.codecs import CODECS
 from tauten.core.environment import environment
 from tauten.core.measure import Measure
 from tauten.core.record import Record
@@ -37,12 +36,8 @@ def to_artifact(
 
     Raises ``ConfigError`` where a value does not fit the manifest, ``PluginError`` for an unknown codec.
     """
-    coder = CODECS.get(codec)
-    weights_name = f"weights{coder.suffix}"
-    arrays = {
-        name: pack_nibbles(array) if name in lowered.four_bit else array for name, array in lowered.weights.items()
-    }
-    files = {lowered.graph_name: lowered.graph, **lowered.more, weights_name: coder.encode(arrays)}
+    coded = code_weights(lowered.weights, codec, lowered.four_bit)
+    files = {lowered.graph_name: lowered.graph, **lowered.more, coded.name: coded.data}
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -53,11 +48,11 @@ def to_artifact(
         outputs=lowered.outputs,
         graph=lowered.graph_name,
         stages=lowered.stages,
-        weights=weights_name,
+        weights=coded.name,
         codec=codec,
-        four_bit={name: lowered.weights[name].shape for name in sorted(lowered.four_bit)},
+        four_bit=coded.four_bit,
         settings=dict(lowered.settings),
-        weights_bytes=sum(array.nbytes for array in arrays.values()),
+        weights_bytes=coded.weights_bytes,
         files={name: len(data) for name, data in files.items()},
         key=key,
         recipe=dict(recipe or {}),
