@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TaskError,
         TautenError,
     )
-    from tauten.make.calls import device, distill, dynamic, prune, quantize, recover, save, sensitivity
+    from tauten.make.calls import compress, device, distill, dynamic, prune, quantize, recover, save, sensitivity
     from tauten.make.model.model import Model
     from tauten.make.model.task import Task
     from tauten.make.model.weights import load_module, save_module
@@ -60,7 +60,17 @@ _HOMES = {
         "TaskError",
         "TautenError",
     ),
-    "tauten.make.calls": ("device", "distill", "dynamic", "prune", "quantize", "recover", "save", "sensitivity"),
+    "tauten.make.calls": (
+        "compress",
+        "device",
+        "distill",
+        "dynamic",
+        "prune",
+        "quantize",
+        "recover",
+        "save",
+        "sensitivity",
+    ),
     "tauten.make.model.model": ("Model",),
     "tauten.make.model.task": ("Task",),
     "tauten.make.model.weights": ("load_module", "save_module"),
@@ -104,6 +114,7 @@ __all__ = [
     "TensorSpec",
     "adapt",
     "compare",
+    "compress",
     "device",
     "distill",
     "dynamic",

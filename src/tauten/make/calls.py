@@ -125,6 +125,23 @@ def quantize(
     return _apply(f"quantize.{method}", what, task, seed, parameters, checkpoints)
 
 
+def compress(
+    what: Task | Model,
+    method: str,
+    *,
+    task: Task | None = None,
+    seed: int = 0,
+    checkpoints: str | os.PathLike[str] | None = None,
+    **parameters: Any,
+) -> Model:
+    """Make weights that take fewer bytes in a file, or fewer weights: ``share``, ``low_rank`` and more.
+
+    What a file takes depends on its codec too, which ``save`` is told. Methods that train go on after a kill with a
+    folder for ``checkpoints``. Other arguments and errors as in ``prune``; ``PluginError`` for an unknown method.
+    """
+    return _apply(f"compress.{method}", what, task, seed, parameters, checkpoints)
+
+
 def device(
     what: Task | Model,
     method: Literal["half", "in_place", "channels_last", "micro_batches"] = "half",
@@ -148,10 +165,12 @@ def save(
     task: Task | None = None,
     target: str | Target = "server-cpu",
     seed: int = 0,
+    codec: str = "plain",
 ) -> Artifact:
     """Lower to the target's engine and write the artifact to the folder ``path``, whole or not at all.
 
-    Raises ``LoweringError`` where the model cannot become a graph, ``MismatchError`` where the graph answers otherwise.
+    ``codec`` is how its weights are stored. Raises ``LoweringError`` where the model cannot become a graph,
+    ``MismatchError`` where the graph answers otherwise, ``PluginError`` for an unknown codec.
     """
     model, context = _begin(what, task, seed)
     where = find_target(target)
@@ -160,6 +179,7 @@ def save(
         "name": "custom",
         "passes": [{"pass": record.name, **record.parameters} for record in model.history],
         "lowering": where.engine,
+        **({"codec": codec} if codec != "plain" else {}),
     }
     return to_artifact(
         lowered,
@@ -169,6 +189,7 @@ def save(
         target=where,
         recipe=recipe,
         history=model.history,
+        codec=codec,
     )
 
 

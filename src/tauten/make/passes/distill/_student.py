@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import nn
 
@@ -43,6 +43,9 @@ class Learning(Pass):
     the measured peak holds; ``patience`` ends training after so many epochs without a better one (0: never).
     """
 
+    fewest_epochs: ClassVar[int] = 1
+    """Of ``epochs``; 0 for a pass that can do without training."""
+
     epochs: int = 5
     steps: int = 0
     learning_rate: float | None = None
@@ -62,7 +65,8 @@ class Learning(Pass):
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("steps", 0), ("cache_mib", 0), ("accumulate", 1), ("patience", 0)):
+        fewest = {"epochs": self.fewest_epochs, "steps": 0, "cache_mib": 0, "accumulate": 1, "patience": 0}
+        for name, least in fewest.items():
             if getattr(self, name) < least:
                 raise self._wrong(name, f"{least} or more")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:

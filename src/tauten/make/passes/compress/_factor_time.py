@@ -1,0 +1,56 @@
+"""What layers take, measured in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from tauten.make.passes.quantize._calibrate import Data, watching
+
+_ROUNDS: Final = 15
+_TURN_NS: Final = 1_000_000
+_WARM_UPS: Final = 3
+
+
+def one_call(module: nn.Module, layers: Mapping[str, nn.Module], data: Data) -> dict[str, Tensor]:
+    """What each layer is given first, in a batch of ``data``."""
+    found: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        return lambda layer, x, answer: found.setdefault(path, x.detach().clone())
+
+    with watching(layers, keep):
+        data.walk(module, 1)
+    return found
+
+
+def times_ms(modules: Sequence[nn.Module], x: Tensor) -> list[float]:
+    """The median time of a call of each module with ``x``, in milliseconds, in PyTorch as it computes.
+
+    They run in turn, so that what the machine does meanwhile falls on all alike.
+    """
+    taken: list[list[float]] = [[] for _ in modules]
+    with torch.inference_mode():
+        for module in modules:
+            for _ in range(_WARM_UPS):
+                module(x)
+        for turn in range(_ROUNDS):
+            for place in range(len(modules)):
+                at = (turn + place) % len(modules)
+                taken[at].append(_turn(modules[at], x))
+    return [statistics.median(values) for values in taken]
+
+
+def _turn(module: nn.Module, x: Tensor) -> float:
+    calls, started = 0, time.perf_counter_ns()
+    while True:
+        module(x)
+        calls += 1
+        spent = time.perf_counter_ns() - started
+        if spent >= _TURN_NS:
+            return spent / calls / 1e6
