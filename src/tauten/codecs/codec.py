@@ -13,6 +13,9 @@ class Codec(Protocol):
 
     ``suffix`` ends the weights file's name. ``decode(encode(x))`` is ``x``, names, dtypes, shapes and bits alike,
     and the same arrays always give the same bytes.
+
+    A codec may have one method more, ``coded_bytes(data, limit_bytes=None)``: what each array takes in ``data``, by
+    name. Without it, reports leave that out.
     """
 
     suffix: str

@@ -145,7 +145,7 @@ def survives_damage(codec: Codec) -> None:
 
 def keeps_to_a_limit(codec: Codec) -> None:
     """Arrays of more bytes than ``limit_bytes`` are refused, and those of just as many are not."""
-    arrays = {"a": np.zeros(300, np.float32), "b": np.arange(100, dtype=np.int8)}
+    arrays: dict[str, Array] = {"a": np.zeros(300, np.float32), "b": np.arange(100, dtype=np.int8)}
     data = codec.encode(arrays)
     hold(same(codec.decode(data, 1300), arrays), "arrays of as many bytes as the limit did not come back")
     try:

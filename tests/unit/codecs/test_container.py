@@ -1,0 +1,208 @@
+"""The container of coded weights: what it costs, what it refuses, and that it is read a tensor at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tauten.codecs import CODECS, container
+from tauten.codecs._huffman import decode_huffman, encode_huffman
+from tauten.codecs._wire import Reader, signed, varint
+from tauten.core.tensor import Array
+from tauten.errors import ArtifactError, ConfigError
+from tauten.testing.codecs import same
+
+CODED = ("zstd", "huffman", "arithmetic")
+DRAW = np.random.default_rng(0)
+
+
+def sparse(rows: int, columns: int, share: float, step: float = 0.043) -> Array:
+    levels = np.rint(DRAW.laplace(0, 1.5, (rows, columns))) * (DRAW.random((rows, columns)) < share)
+    return (levels.astype(np.float32) * np.float32(round(step * 4096) / 4096)) + np.float32(0)
+
+
+def lenet() -> dict[str, Array]:
+    """Six tensors as LeNet-300-100 has them after training for a budget."""
+    found = {}
+    for index, (out, into) in enumerate([(60, 400), (40, 60), (10, 40)]):
+        found[f"fc{index + 1}.weight"] = sparse(out, into, 0.05)
+        found[f"fc{index + 1}.bias"] = sparse(1, out, 0.9)[0]
+    return found
+
+
+MIXED = {
+    "conv.weight": sparse(8, 27, 0.3).reshape(8, 3, 3, 3),
+    "conv.bias": sparse(1, 8, 1)[0],
+    "codes": DRAW.integers(-8, 8, (16, 20)).astype(np.int8),
+    "scale": DRAW.normal(0, 1, 16).astype(np.float32),
+    "shared": DRAW.normal(0, 1, 9).astype(np.float32)[DRAW.integers(0, 9, (30, 20))],
+    "raw": DRAW.normal(0, 1, (20, 30)).astype(np.float32),
+    "half": DRAW.normal(0, 1, (20, 30)).astype(np.float16),
+    "ones": np.ones(300, np.float32),
+    "none": np.zeros((3, 0)),
+    "flag": np.array(True),
+    "index": np.arange(40, dtype=np.int64),
+}
+
+
+@pytest.mark.parametrize("codec", CODED)
+def test_every_kind_comes_back(codec: str) -> None:
+    data = CODECS.get(codec).encode(MIXED)
+    assert same(CODECS.get(codec).decode(data), MIXED)
+    # One format: whichever wrote it, each reads it.
+    assert all(same(CODECS.get(other).decode(data), MIXED) for other in CODED)
+
+
+def test_names_shapes_and_checksums_take_about_a_hundred_bytes() -> None:
+    data = CODECS.get("arithmetic").encode(lenet())
+    streams = sum(len(stored.payload) for stored in container.entries(data))
+    assert len(data) - streams <= 110
+
+
+def test_the_smallest_of_what_was_tried_is_kept() -> None:
+    sizes = {codec: len(CODECS.get(codec).encode(lenet())) for codec in CODED}
+    assert sizes["arithmetic"] < sizes["huffman"]
+    assert sizes["arithmetic"] < sizes["zstd"]
+
+
+def test_what_tensors_take_adds_up_to_the_file() -> None:
+    data = CODECS.get("arithmetic").encode(MIXED)
+    told = container.coded_bytes(data)
+    assert set(told) == set(MIXED)
+    head = len(container.MAGIC) + 1 + len(varint(sum(a.nbytes for a in MIXED.values()))) + len(varint(len(MIXED)))
+    assert sum(told.values()) == len(data) - head
+
+
+def test_tensors_are_written_and_read_one_by_one() -> None:
+    plan = container.Plan((container.MIXING,), every=True, joins=True)
+    parts = list(container.iter_encode(MIXED, plan))
+    assert b"".join(parts) == container.encode(MIXED, plan)
+    assert len(parts) == len(MIXED) + 1
+    reading = container.iter_decode(b"".join(parts))
+    assert next(reading)[0] == "codes"
+    assert [name for name, _ in reading] == sorted(MIXED)[1:]
+
+
+def test_a_damaged_tensor_does_not_hide_those_before_it() -> None:
+    data = bytearray(CODECS.get("zstd").encode({"a": sparse(9, 9, 1), "b": sparse(9, 9, 1)}))
+    data[-1] ^= 1
+    reading = container.iter_decode(data)
+    assert next(reading)[0] == "a"
+    with pytest.raises(ArtifactError, match="damaged"):
+        next(reading)
+
+
+@pytest.mark.parametrize("codec", CODED)
+def test_every_cut_and_every_flip_is_found(codec: str) -> None:
+    data = CODECS.get(codec).encode({"a.weight": sparse(6, 9, 0.5), "a.bias": sparse(1, 6, 1)[0], "z": np.ones(3)})
+    for place in range(len(data)):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << (place % 8)
+        for bad in (data[:place], bytes(flipped)):
+            with pytest.raises(ArtifactError):
+                CODECS.get(codec).decode(bad)
+    with pytest.raises(ArtifactError, match="after its end"):
+        CODECS.get(codec).decode(data + b"\0")
+
+
+def head(*entries: bytes, total: int = 0, count: int | None = None) -> bytes:
+    found = container.MAGIC + bytes([1]) + varint(total) + varint(len(entries) if count is None else count)
+    return found + b"".join(entries)
+
+
+EMPTY = bytes([0x21, 0, 128])  # float of shape (0,), constant, checked; after its name
+HOSTILE = {
+    "no bytes": b"",
+    "half a magic number": b"TT",
+    "another version": container.MAGIC + bytes([2, 0, 0]),
+    "more than the limit": head(total=2**40),
+    "tensors without end": head(count=2**40),
+    "a number without end": container.MAGIC + b"\1" + b"\xff" * 20,
+    "a number told at length": container.MAGIC + b"\1\x80\0\0",
+    "a name that goes on elsewhere": head(bytes([0x51]) + b"a" + EMPTY),
+    "a type that there is not": head(bytes([1]) + b"a" + bytes([0xF0, 0])),
+    "dimensions without end": head(bytes([1]) + b"a" + bytes([0xAF]) + varint(2**30)),
+    "a shape of more than is left": head(bytes([1]) + b"a" + bytes([0xA1]) + varint(2**30), total=4),
+    "a side that no array has": head(bytes([1]) + b"a" + bytes([0xA2, 0]) + varint(2**60) + bytes([128, 0, 0, 0, 0])),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_crafted_heads_are_refused(name: str) -> None:
+    with pytest.raises(ArtifactError):
+        container.decode(HOSTILE[name])
+
+
+def test_names_come_in_order_and_once() -> None:
+    one = container.encode({"b": np.ones(2)}, container.Plan((container.PLANES,)))
+    entry = one[len(head(total=16, count=1)) :]
+    twice = head(entry, entry, total=32)
+    with pytest.raises(ArtifactError, match="in order"):
+        container.decode(twice)
+
+
+def test_what_has_no_room_is_refused_at_once() -> None:
+    for arrays in ({"a" * 2000: np.ones(1)}, {"x": np.ones(2, np.complex64)}, {"\ud800": np.ones(1)}):
+        with pytest.raises(ConfigError):
+            CODECS.get("zstd").encode(arrays)
+
+
+def test_a_bias_is_a_column_of_its_matrix() -> None:
+    weights = lenet()
+    live = DRAW.random(300) < 0.1
+    weights["fc1.weight"] = sparse(300, 40, 0.5) * live[:, None]
+    weights["fc1.bias"] = sparse(1, 300, 1)[0] * live
+    stored = {one.head.name: one.head.joined for one in container.entries(CODECS.get("arithmetic").encode(weights))}
+    assert stored["fc1.bias"]
+    assert not stored["fc1.weight"]
+
+
+def test_whole_numbers_are_read_as_written() -> None:
+    for value in (0, 1, 127, 128, 300, 2**60):
+        assert Reader(varint(value)).varint() == value
+        assert Reader(signed(-value)).signed() == -value
+        assert Reader(signed(value)).signed() == value
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        DRAW.integers(-5, 6, (3, 5)),
+        np.zeros((4, 7)),
+        np.full((2, 2), -9),
+        np.eye(300),
+        DRAW.integers(-1000, 1000, (50, 90)),
+        np.where(DRAW.random((200, 400)) < 0.01, DRAW.integers(-3, 4, (200, 400)), 0),
+        np.rint(DRAW.normal(0, 3, (130, 100))),
+        np.minimum(DRAW.geometric(0.5, (250, 400)), 30),
+    ],
+    ids=lambda levels: f"{levels.shape}",
+)
+def test_huffman_gives_back(levels: Array) -> None:
+    whole = levels.astype(np.int32)
+    coded = encode_huffman(whole)
+    assert coded is not None
+    assert (decode_huffman(memoryview(coded), *whole.shape) == whole).all()
+
+
+def test_huffman_comes_close_to_the_entropy() -> None:
+    whole = np.rint(DRAW.normal(0, 3, (500, 400))).astype(np.int32)
+    counts = np.unique(whole, return_counts=True)[1]
+    entropy = float((counts * np.log2(whole.size / counts)).sum()) / 8
+    coded = encode_huffman(whole)
+    assert coded is not None
+    assert entropy <= len(coded) <= 1.03 * entropy
+
+
+def test_codes_of_extreme_counts_stay_within_sixteen_bits() -> None:
+    counts = np.minimum(2 ** np.arange(24, dtype=np.int64), 2**16)
+    whole = np.repeat(np.arange(24), counts).astype(np.int32).reshape(1, -1)
+    coded = encode_huffman(whole)
+    assert coded is not None
+    assert (decode_huffman(memoryview(coded), *whole.shape) == whole).all()
+
+
+def test_more_values_than_a_table_holds_are_left_to_planes() -> None:
+    assert encode_huffman(np.arange(5000, dtype=np.int32).reshape(1, -1)) is None
+    array = DRAW.permutation(5000).astype(np.int32)
+    assert same(CODECS.get("huffman").decode(CODECS.get("huffman").encode({"x": array})), {"x": array})
