@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -19,6 +19,7 @@ from tauten.make.lower._export import Exported, export, quiet
 from tauten.make.lower._graph import clean, rename, unwrap
 from tauten.make.lower._grids import Decided, materialize
 from tauten.make.lower._masks import plain_masks
+from tauten.make.lower._remembered import remembered
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._rows import needed_rows
 from tauten.make.lower._samples import rows
@@ -53,6 +54,14 @@ def float_graph(model: Model, context: Context) -> FloatGraph:
     Raises ``LoweringError`` where the module cannot be exported, ``MismatchError`` (which names the first operation
     that differs) where the graph answers otherwise.
     """
+    made = remembered(model, context, "float graph", lambda: _make(model, context))
+    # A copy, since lowerings change the graph that they are given.
+    graph = ModelProto()
+    graph.CopyFrom(made.model)
+    return replace(made, model=graph)
+
+
+def _make(model: Model, context: Context) -> FloatGraph:
     if isinstance(model.module, OnnxModule):
         return _imported(model, model.module, context)
     module, decided = materialize(model.module)

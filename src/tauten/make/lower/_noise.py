@@ -11,14 +11,22 @@ from onnx import ModelProto
 from tauten.core.tensor import Arrays
 from tauten.errors import LoweringError
 from tauten.make.lower._compare import open_session, run_session
+from tauten.make.lower._remembered import remembered
 from tauten.make.model.model import Model
+from tauten.make.model.pass_ import Context
 from tauten.make.model.run import forward
 
 _QUIETEST: Final = 200.0  # dB; stands for outputs that are the same to the bit
 
 
 def noise(
-    reference: ModelProto, quantized: ModelProto, model: Model, samples: Sequence[Arrays], *, simulated: bool
+    reference: ModelProto,
+    quantized: ModelProto,
+    model: Model,
+    context: Context,
+    samples: Sequence[Arrays],
+    *,
+    simulated: bool,
 ) -> dict[str, dict[str, float]]:
     """``{"sqnr_db": {output: dB}}``: ten times the log of the ratio of signal to quantization noise, in power.
 
@@ -26,13 +34,17 @@ def noise(
     answers are to those of the module that was measured. Raises ``LoweringError`` where the answers are lost in noise.
     """
     names = [value.name for value in reference.graph.output]
-    before, after = open_session(reference), open_session(quantized)
+    after = open_session(quantized)
+    expected = remembered(model, context, ("graph answers", len(samples)), lambda: _answers(reference, names, samples))
+    simulation: list[Arrays] = []
+    if simulated:
+        simulation = remembered(model, context, ("module answers", len(samples)), lambda: _simulation(model, samples))
     to_graph, to_module = _Ratio(names), _Ratio(names)
-    for batch in samples:
+    for index, batch in enumerate(samples):
         came = run_session(after, names, batch)
-        to_graph.add(run_session(before, names, batch), came)
+        to_graph.add(expected[index], came)
         if simulated:
-            to_module.add(forward(model.module, model.inputs, model.outputs, batch), came)
+            to_module.add(simulation[index], came)
     ratios: dict[str, Any] = {"sqnr_db": to_graph.decibel()}
     lost = {name: ratio for name, ratio in ratios["sqnr_db"].items() if not ratio > 0}
     if lost:
@@ -40,6 +52,15 @@ def noise(
             f"quantization: the answers are lost in noise (signal to noise in dB: {lost}); leave the model in float"
         )
     return {**ratios, **({"sqnr_to_module_db": to_module.decibel()} if simulated else {})}
+
+
+def _answers(graph: ModelProto, names: list[str], samples: Sequence[Arrays]) -> list[Arrays]:
+    session = open_session(graph)
+    return [run_session(session, names, batch) for batch in samples]
+
+
+def _simulation(model: Model, samples: Sequence[Arrays]) -> list[Arrays]:
+    return [forward(model.module, model.inputs, model.outputs, batch) for batch in samples]
 
 
 class _Ratio:

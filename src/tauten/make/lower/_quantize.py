@@ -33,6 +33,7 @@ from tauten.make.lower._quantize_products import as_matrix_products, dynamic_pro
 from tauten.make.lower._quantize_weights import Rounded, find_weights, share, tensors_of, untie
 from tauten.make.lower._ranges import find_ranges, float_values
 from tauten.make.lower._recurrent import dynamic_lstms, name_recurrent
+from tauten.make.lower._remembered import remembered
 from tauten.make.lower._samples import rows
 from tauten.make.lower._stages import choosable, count_exits, decisions
 from tauten.make.lower._weight_only import store_weights
@@ -113,10 +114,11 @@ def quantize(
         else:
             pairs = False
         notes["placement"] = placement
+        ranges = _Ranges(work, model, context, plan, calibration)
         if placement == "products":
-            _products(work, plan, choices, calibration, fixed, pairs=pairs)
+            _products(work, plan, choices, ranges, fixed, pairs=pairs)
         else:
-            work = _everything(work, plan, choices, calibration, fixed, in_float, saturates)
+            work = _everything(work, plan, choices, ranges, fixed, in_float, saturates)
             float_matrix_outputs(work.graph, choosable(work.graph, exits))
         left = left_in_float(work.graph, choices)
         reasons |= dict.fromkeys(left, "its input was left in float by ONNX Runtime's quantizer")
@@ -131,7 +133,7 @@ def quantize(
         notes["groups"] = "8-bit products have one scale a channel: groups are of decided weights, and of weights alone"
     fours = {choice.weight.name for choice in choices if choice.rounded is not None and choice.rounded.bits <= 4}
     keep_names(work.graph)
-    notes |= noise(graph, work, model, samples, simulated=bool(decided))
+    notes |= noise(graph, work, model, context, samples, simulated=bool(decided))
     return Quantized(work, notes, _nibbles(work, fours))
 
 
@@ -207,11 +209,32 @@ def _decided_ranges(choices: Collection[Choice], decided: Mapping[str, Decided])
     return found
 
 
+@dataclass(frozen=True)
+class _Ranges:
+    """Ranges of values of a float graph on calibration data, each found once for a model."""
+
+    graph: ModelProto
+    model: Model
+    context: Context
+    plan: QuantizationPlan
+    batches: Sequence[Arrays]
+
+    def of(self, names: Collection[str]) -> dict[str, Range]:
+        """The range of each that has one."""
+        # A table that fills as placements ask for more values.
+        what = ("ranges", self.plan.calibration, self.plan.samples)
+        known: dict[str, Range | None] = remembered(self.model, self.context, what, dict)
+        missing = sorted(set(names) - known.keys())
+        found = find_ranges(self.graph, missing, self.batches, self.plan.calibration)
+        known.update({name: found.get(name) for name in missing})
+        return {name: ends for name in sorted(names) if (ends := known[name]) is not None}
+
+
 def _products(
     work: ModelProto,
     plan: QuantizationPlan,
     choices: Collection[Choice],
-    batches: Sequence[Arrays],
+    ranges: _Ranges,
     fixed: Mapping[str, Range],
     *,
     pairs: bool,
@@ -223,15 +246,15 @@ def _products(
         made = {node.output[0] for node in nodes if node.op_type == "Conv"}
         values |= made | {node.output[0] for node in work.graph.node if made & set(node.input)}
     known = set(float_values(work, sorted({node.op_type for node in work.graph.node})))
-    ranges = find_ranges(work, sorted((values - fixed.keys()) & known), batches, plan.calibration)
-    static_products(work.graph, rounded, {**ranges, **fixed}, plan.activations, pairs=pairs)
+    found = ranges.of((values - fixed.keys()) & known)
+    static_products(work.graph, rounded, {**found, **fixed}, plan.activations, pairs=pairs)
 
 
 def _everything(
     work: ModelProto,
     plan: QuantizationPlan,
     choices: Collection[Choice],
-    batches: Sequence[Arrays],
+    known: _Ranges,
     fixed: Mapping[str, Range],
     in_float: Collection[str],
     saturates: bool,
@@ -240,7 +263,7 @@ def _everything(
     rounded = _rounded(choices, "static")
     excluded = {node.name for choice in choices if choice.way != "static" for node in choice.weight.readers}
     # The runtime's own histograms grow with each value that lies far out, until they fill the memory.
-    ranges = find_ranges(work, float_values(work, STATIC), batches, plan.calibration)
+    ranges = known.of(float_values(work, STATIC))
     producers = {name: node for node in work.graph.node for name in node.output}
     for name, ends in fixed.items():
         source = name
@@ -259,7 +282,7 @@ def _everything(
             quantize_static(
                 work,
                 path,
-                _Reader(list(batches[:1])),
+                _Reader(list(known.batches[:1])),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(STATIC),
                 nodes_to_exclude=sorted({*in_float, *excluded}),

@@ -38,9 +38,11 @@ def find_ranges(
     for batch in batches:
         for name, array in run_session(session, names, batch).items():
             low, high = ends[name]
-            finite = array[np.isfinite(array)]
-            if finite.size:
-                ends[name] = (min(low, float(finite.min())), max(high, float(finite.max())))
+            # Copied only where something is not finite, which is rare: these are all values of a network.
+            if array.size and not np.isfinite([array.min(), array.max()]).all():
+                array = array[np.isfinite(array)]
+            if array.size:
+                ends[name] = (min(low, float(array.min())), max(high, float(array.max())))
     if method == "minmax":
         return {name: (low, high) for name, (low, high) in ends.items() if low < high}
     counts = {name: np.zeros(BINS) for name in names}
