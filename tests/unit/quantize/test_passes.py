@@ -57,6 +57,26 @@ def test_ranges_are_the_same_each_time_from_few_samples_or_many(calibration: str
         assert unseen_error(trained(), made[0].module) < (0.02 if samples == 8 else 0.01)
 
 
+def test_the_calibration_that_errs_less_is_chosen() -> None:
+    x = np.random.default_rng(0).standard_normal((2000, 100)).astype(np.float32)
+    x[0, 0] = 100  # far out, which the widest range spends its steps on
+    specs = (tauten.TensorSpec(name="x", shape=("batch", 100)),)
+    # Noise is compared on the first samples, where a number far out weighs as much as the rest: it is not among them.
+    far = task_of(nn.Linear(100, 2), specs, [({"x": x[::-1].copy()}, None)])
+    for task, expected in ((far, "mse"), (task_of(trained()), None)):
+        model, context = begin(task)
+        tried = [PostTraining(calibration=kind, samples=2000) for kind in ("auto", "minmax", "mse")]
+        made = {one.calibration: apply(one, model, context) for one in tried}
+        notes = made["auto"].history[-1].notes
+        told = {kind: made[kind].history[-1].notes["sqnr_db"] for kind in ("minmax", "mse")}
+        assert notes["calibrations_sqnr_db"] == told
+        best = max(told, key=lambda kind: told[kind]["output"])
+        assert notes["calibration"] == best
+        assert expected in (None, best)
+        assert digest(made["auto"].module) == digest(made[best].module)
+        assert made["auto"].quantization.calibration == best
+
+
 def test_a_value_far_out_is_cut_by_all_but_the_widest_range() -> None:
     x = np.random.default_rng(0).standard_normal((2000, 100)).astype(np.float32)
     x[0, 0] = 10
