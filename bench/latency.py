@@ -131,6 +131,7 @@ def _cell(model: str, children: list[Child], threads: int, batch: int, folder: P
         "ours": picked["what"]["name"],
         "ours_threads": picked["what"]["threads"],
         "ours_bytes": picked["what"]["bytes"],
+        "ours_seconds": picked["what"].get("seconds"),
         "ours_ms": median(times[OURS]),
         "best_peer": best,
         "best_peer_ms": median(times[best]),
