@@ -22,7 +22,8 @@ def test_every_verb_has_its_section() -> None:
 def test_the_options_of_a_verb_are_told(verb: str) -> None:
     section = re.split(r"^## ", PAGE.split(f"## `tauten {verb}")[1], maxsplit=1, flags=re.MULTILINE)[0]
     told = set(re.findall(r"`(--[\w-]+)", section))
-    there = {name for option in VERBS[verb].params for name in (*option.opts, *option.secondary_opts) if name[0] == "-"}
+    options = VERBS[verb].params
+    there = {name for option in options for name in (*option.opts, *option.secondary_opts) if name.startswith("--")}
     assert told == there - {"--help"}
 
 

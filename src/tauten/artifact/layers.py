@@ -28,6 +28,10 @@ class Layer(Value):
     ``dtype`` is ``int4`` or ``uint4`` and ``elements`` counts the numbers. ``bytes`` is what they take in the
     file before coding, and the scales and zero points that belong to them. ``zeros`` is the share of numbers, from 0 to
     1, that stand for zero.
+
+    Where they were asked for: ``coded_bytes`` is what both take in the file as coded, ``bits_per_weight`` the same for
+    one number, and ``entropy`` the bits that one number would take if it were coded by how often it occurs in this
+    weight. A bias that a codec keeps as a column of its layer's weight counts there.
     """
 
     name: str
@@ -38,13 +42,16 @@ class Layer(Value):
     bytes: Annotated[int, Field(ge=0)]
     elements: Annotated[int, Field(ge=0)]
     zeros: Annotated[float, Field(ge=0, le=1)]
+    coded_bytes: Annotated[int, Field(ge=0)] | None = None
+    bits_per_weight: Annotated[float, Field(ge=0)] | None = None
+    entropy: Annotated[float, Field(ge=0)] | None = None
 
 
-def layers(artifact: Artifact) -> tuple[Layer, ...]:
+def layers(artifact: Artifact, *, coded: bool = False) -> tuple[Layer, ...]:
     """A row for each weight, ordered by layer as people count (``2`` before ``10``).
 
-    The rows' bytes add up to the manifest's ``weights_bytes``. Raises ``ArtifactError`` where the weights cannot be
-    decoded.
+    The rows' bytes add up to the manifest's ``weights_bytes``. ``coded`` asks for what they take in the file, and for
+    their entropy, too. Raises ``ArtifactError`` where the weights cannot be decoded.
     """
     weights = artifact.weights()
     found = [
@@ -52,7 +59,14 @@ def layers(artifact: Artifact) -> tuple[Layer, ...]:
         for name, array in weights.items()
         if _owner(name, weights) is None
     ]
+    if coded:
+        found = _as_coded(found, weights, artifact.coded_bytes())
     return tuple(sorted(found, key=lambda layer: (_natural(layer.name), _natural(layer.weight))))
+
+
+def owner_of(artifact: Artifact, name: str) -> str:
+    """The path of the module that a weight of that name belongs to."""
+    return _module(name, _parameter(name), artifact.manifest.layers)
 
 
 class Mask(Value):
@@ -144,6 +158,35 @@ def _layer(name: str, array: Array, weights: Mapping[str, Array], modules: Mappi
         elements=array.size * 2 if packed else array.size,
         zeros=_zeros(name, _unpacked(array) if packed else array, weights),
     )
+
+
+def _as_coded(rows: list[Layer], weights: Mapping[str, Array], taken: Mapping[str, int]) -> list[Layer]:
+    """The same rows, with what they take in the file and their entropy."""
+    together: dict[str, int] = {}
+    stored: dict[str, str] = {}
+    for name in weights:
+        owner = _owner(name, weights) or name
+        weight = _parameter(owner)
+        together[weight] = together.get(weight, 0) + taken.get(name, 0)
+        stored[weight] = owner
+    found = []
+    for row in rows:
+        array = weights[stored[row.weight]]
+        packed = stored[row.weight].endswith(_PACKED) and array.dtype == np.uint8
+        update: dict[str, Any] = {"entropy": _entropy(_unpacked(array) if packed else array)}
+        if taken:
+            size = together[row.weight]
+            update |= {"coded_bytes": size, "bits_per_weight": 8 * size / row.elements if row.elements else 0.0}
+        found.append(row.model_copy(update=update))
+    return found
+
+
+def _entropy(array: Array) -> float:
+    """Bits a number by how often each value occurs (Shannon, 1948); different bits are different values."""
+    if not array.size:
+        return 0.0
+    counts = np.unique(array.reshape(-1).view(f"u{array.dtype.itemsize}"), return_counts=True)[1]
+    return float((counts * np.log2(array.size / counts)).sum() / array.size)
 
 
 def _module(name: str, weight: str, modules: Mapping[str, str]) -> str:

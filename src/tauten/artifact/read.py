@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tauten.artifact._packed import SUFFIX, Entry, checksums, read_packed
 from tauten.artifact.manifest import CHECKSUMS, FILE_NAME, MANIFEST, SCHEMA_VERSION, Manifest
 from tauten.artifact.nibbles import unpack_nibbles
 from tauten.codecs import CODECS
@@ -29,13 +30,21 @@ _CHECKSUM_LINE = re.compile(rf"([0-9a-f]{{64}})  ({FILE_NAME})")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A directory whose every file was found whole. Make one with ``read_artifact``."""
+    """A folder, or a packed file, whose every part was found whole. Make one with ``read_artifact``."""
 
     path: Path
     manifest: Manifest
     checksums: dict[str, str]
     size_bytes: int
-    """What the artifact weighs: the bytes of all its files, manifest and checksums included."""
+    """What the artifact weighs: the bytes of all its files, manifest and checksums included, or of the packed file."""
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one of its files, checked again as they are read. Raises ``ArtifactError``."""
+        if name == CHECKSUMS:
+            return "".join(f"{digest}  {file}\n" for file, digest in sorted(self.checksums.items())).encode()
+        if name not in self.checksums:
+            raise ArtifactError(f"{self.path}: has no file {_short(name)}")
+        return bytes(self._bytes(name))
 
     def graph(self) -> bytes:
         """The graph file's bytes, checked again as they are read."""
@@ -64,26 +73,35 @@ class Artifact:
             arrays[name] = unpack_nibbles(arrays[name], shape)
         return arrays
 
+    def coded_bytes(self) -> dict[str, int]:
+        """What each weight takes in the weights file, by name; nothing where its codec does not tell."""
+        tell = getattr(CODECS.get(self.manifest.codec), "coded_bytes", None)
+        if tell is None:
+            return {}
+        told: dict[str, int] = tell(self._bytes(self.manifest.weights), self.manifest.weights_bytes)
+        return told
+
     def _bytes(self, name: str) -> bytearray:
         with _opened(self.path) as folder:
-            data = folder.read(name, self.manifest.files[name])
+            # The manifest has no line for itself.
+            data = folder.read(name, self.manifest.files.get(name), MAX_MANIFEST_BYTES if name == MANIFEST else None)
         if hashlib.sha256(data).hexdigest() != self.checksums[name]:
             raise ArtifactError(_changed(self.path / name))
         return data
 
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
-    """The artifact in the folder ``path``.
+    """The artifact in the folder ``path``, or in a packed file whose name ends in ``.tauten``.
 
-    Raises ``ArtifactError`` where the folder is none, a file is missing, changed, larger or smaller than said, a link
+    Raises ``ArtifactError`` where it is neither, a file is missing, changed, larger or smaller than said, a link
     or outside the folder, or where the schema version is one that this Tauten does not know.
     """
     path = Path(path)
     # Opened once: all files are then of one artifact, even where another takes its place meanwhile.
     with _opened(path) as folder:
         sums = folder.read(CHECKSUMS, limit=MAX_CHECKSUMS_BYTES)
-        checksums = _parse_checksums(path, sums)
-        if MANIFEST not in checksums:
+        digests = _parse_checksums(path, sums)
+        if MANIFEST not in digests:
             raise ArtifactError(f"{path / CHECKSUMS}: expected a line for {MANIFEST}, found none")
         raw = folder.read(MANIFEST, limit=MAX_MANIFEST_BYTES)
         document = _parse(path, raw)
@@ -94,15 +112,15 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
                 f"{path / MANIFEST}: expected schema_version {SCHEMA_VERSION}, got {_short(version)}: "
                 "made by another version of Tauten"
             )
-        if hashlib.sha256(raw).hexdigest() != checksums[MANIFEST]:
+        if hashlib.sha256(raw).hexdigest() != digests[MANIFEST]:
             raise ArtifactError(_changed(path / MANIFEST))
         try:
             manifest = Manifest.from_json(document)
         except ConfigError as fault:
             raise ArtifactError(f"{path / MANIFEST}: {fault}") from None
-        _check_files(folder, manifest, checksums)
-    size = sum(manifest.files.values()) + len(raw) + len(sums)
-    return Artifact(path, manifest, checksums, size)
+        _check_files(folder, manifest, digests)
+        whole = folder.whole_bytes or sum(manifest.files.values()) + len(raw) + len(sums)
+    return Artifact(path, manifest, digests, whole)
 
 
 def _parse_checksums(path: Path, raw: bytes | bytearray) -> dict[str, str]:
@@ -140,7 +158,7 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _check_files(folder: _Folder, manifest: Manifest, checksums: dict[str, str]) -> None:
+def _check_files(folder: _Folder | _Packed, manifest: Manifest, checksums: dict[str, str]) -> None:
     path = folder.path
     expected = {*manifest.files, MANIFEST}
     if expected != set(checksums):
@@ -169,7 +187,10 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Folder]:
+def _opened(path: Path) -> Iterator[_Folder | _Packed]:
+    if path.suffix == SUFFIX and not path.is_dir():
+        yield _Packed.open(path)
+        return
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except (OSError, ValueError) as fault:
@@ -187,6 +208,7 @@ class _Folder:
 
     path: Path
     descriptor: int
+    whole_bytes: int = 0
 
     def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytearray:
         """All bytes of a file that must have ``size`` bytes, and no more than ``limit``."""
@@ -204,21 +226,69 @@ class _Folder:
         except OSError as fault:
             why = "it is a link" if fault.errno == errno.ELOOP else fault.strerror
             raise ArtifactError(f"{path}: cannot be read: {why}") from None
+        yield from _blocks(path, opened, size, limit)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A packed artifact in memory, whose files are unpacked when they are read."""
+
+    path: Path
+    entries: dict[str, Entry]
+    whole_bytes: int
+
+    @classmethod
+    def open(cls, path: Path) -> _Packed:
         try:
-            with open(opened, "rb", buffering=0) as file:
-                found = os.fstat(opened)
-                if not stat.S_ISREG(found.st_mode):
-                    raise ArtifactError(f"{path}: expected a regular file")
-                if size is not None and found.st_size != size:
-                    raise ArtifactError(f"{path}: expected {size} bytes, found {found.st_size}")
-                if limit is not None and found.st_size > limit:
-                    raise ArtifactError(f"{path}: expected at most {limit} bytes, found {found.st_size}")
-                left = found.st_size
-                while left:
-                    block = file.read(min(_BLOCK, left))
-                    if not block:
-                        raise ArtifactError(f"{path}: ended {left} bytes early")
-                    left -= len(block)
-                    yield block
-        except OSError as fault:
-            raise ArtifactError(f"{path}: cannot be read: {fault.strerror}") from None
+            opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        except (OSError, ValueError) as fault:
+            why = fault.strerror if isinstance(fault, OSError) else fault
+            raise ArtifactError(f"{path}: cannot be read: {why}") from None
+        data = b"".join(_blocks(path, opened, None, None))
+        try:
+            return cls(path, read_packed(data), len(data))
+        except ArtifactError as fault:
+            raise ArtifactError(f"{path}: {fault}") from None
+
+    def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytearray:
+        """All bytes of a file that must have ``size`` bytes, and no more than ``limit``."""
+        if name == CHECKSUMS:
+            return bytearray(checksums(self.entries))
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ArtifactError(f"{self.path}: expected a file {name!r} in it, found none")
+        _check_size(self.path / name, entry.size, size, limit)
+        try:
+            return bytearray(entry.read())
+        except ArtifactError as fault:
+            raise ArtifactError(f"{self.path}: {fault}") from None
+
+    def blocks(self, name: str, size: int | None = None, limit: int | None = None) -> Iterator[bytes]:
+        """The same, for those who want it in blocks."""
+        yield bytes(self.read(name, size, limit))
+
+
+def _blocks(path: Path, opened: int, size: int | None, limit: int | None) -> Iterator[bytes]:
+    """The bytes of an open file, which is closed after."""
+    try:
+        with open(opened, "rb", buffering=0) as file:
+            found = os.fstat(opened)
+            if not stat.S_ISREG(found.st_mode):
+                raise ArtifactError(f"{path}: expected a regular file")
+            _check_size(path, found.st_size, size, limit)
+            left = found.st_size
+            while left:
+                block = file.read(min(_BLOCK, left))
+                if not block:
+                    raise ArtifactError(f"{path}: ended {left} bytes early")
+                left -= len(block)
+                yield block
+    except OSError as fault:
+        raise ArtifactError(f"{path}: cannot be read: {fault.strerror}") from None
+
+
+def _check_size(path: Path, found: int, size: int | None, limit: int | None) -> None:
+    if size is not None and found != size:
+        raise ArtifactError(f"{path}: expected {size} bytes, found {found}")
+    if limit is not None and found > limit:
+        raise ArtifactError(f"{path}: expected at most {limit} bytes, found {found}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder.")],
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="The artifact's folder or file.")],
     profile: Annotated[
         bool, typer.Option(help="Run it, to see what really computes in few bits and where the time goes.")
     ] = True,
@@ -37,21 +37,28 @@ def command(
     from tauten.artifact.read import read_artifact
 
     found = read_artifact(artifact)
-    rows = layers(found)
+    rows = layers(found, coded=True)
     running = _running(found) if profile else {}
     emit(_document(found, rows, running), as_json, lambda console: _show(console, found, rows, running))
 
 
 def _running(artifact: Artifact) -> dict[str, Any]:
-    """What the engine says of itself, and the time by precision; the reason where it cannot be run here."""
+    """What the engine says of itself, how long it took to load, and the time by precision; or why it cannot run here.
+
+    Loading is decoding the weights, too.
+    """
+    import time
+
     from tauten.errors import EngineError, ExtraMissing
     from tauten.run.engines import load
     from tauten.run.measure.precision import time_precisions
 
     try:
+        start = time.perf_counter()
         engine = load(artifact)
+        load_ms = (time.perf_counter() - start) * 1e3
         times = time_precisions(engine)
-        return {"engine": engine.describe(), "times": times and times.to_json()}
+        return {"engine": engine.describe(), "load_ms": load_ms, "times": times and times.to_json()}
     except (EngineError, ExtraMissing) as fault:
         return {"not_run": str(fault)}
 
@@ -78,20 +85,33 @@ def _document(artifact: Artifact, rows: Sequence[Layer], running: dict[str, Any]
         files=_files(artifact),
         measures=nested(artifact.manifest.measures),
         layers=[row.to_json() for row in rows],
+        weights_total=_total(artifact, rows),
         running=running,
         fallbacks=_fallbacks(artifact),
     )
     return document
 
 
+def _total(artifact: Artifact, rows: Sequence[Layer]) -> dict[str, float]:
+    """All weights together: their numbers, their bytes as coded on disk and when decoded, bits and zeros a number."""
+    manifest = artifact.manifest
+    elements = sum(row.elements for row in rows)
+    on_disk = manifest.files[manifest.weights]
+    return {
+        "elements": elements,
+        "file_bytes": on_disk,
+        "decoded_bytes": manifest.weights_bytes,
+        "bits_per_weight": 8 * on_disk / elements if elements else 0.0,
+        "entropy": sum(row.elements * (row.entropy or 0.0) for row in rows) / elements if elements else 0.0,
+        "zeros": sum(row.elements * row.zeros for row in rows) / elements if elements else 0.0,
+    }
+
+
 def _files(artifact: Artifact) -> dict[str, int]:
     """All files by size, those that the manifest cannot name, itself and the checksums, included."""
     from tauten.artifact.manifest import CHECKSUMS, MANIFEST
 
-    # Each line of the checksums: 64 digits, two blanks, the name, a line feed.
-    checksums = sum(67 + len(name) for name in artifact.checksums)
-    known = {**artifact.manifest.files, CHECKSUMS: checksums}
-    return {**known, MANIFEST: artifact.size_bytes - sum(known.values())}
+    return {**artifact.manifest.files, **{name: len(artifact.read(name)) for name in (CHECKSUMS, MANIFEST)}}
 
 
 def _show(console: Console, artifact: Artifact, rows: Sequence[Layer], running: dict[str, Any]) -> None:
@@ -107,7 +127,7 @@ def _show(console: Console, artifact: Artifact, rows: Sequence[Layer], running: 
     if manifest.history:
         console.print(_history(manifest.history))
     if rows:
-        console.print(_layers(rows))
+        console.print(_layers(rows, _total(artifact, rows)))
     if kept := _fallbacks(artifact):
         console.print(_kept(kept))
     if running:
@@ -129,6 +149,7 @@ def _show_running(console: Console, running: dict[str, Any]) -> None:
     if "not_run" in running:
         console.print(plain(f"Not run here: {running['not_run']}"), soft_wrap=True)
         return
+    console.print(f"Loaded, weights decoded, in {running['load_ms']:.1f} ms (once, with what was imported for it).")
     times = running["times"]
     if times is None:
         console.print("The engine does not tell what its operations take.")
@@ -225,13 +246,37 @@ def _history(history: Sequence[Record]) -> RenderableType:
     return table
 
 
-def _layers(rows: Sequence[Layer]) -> RenderableType:
+def _layers(rows: Sequence[Layer], total: dict[str, float]) -> RenderableType:
     from tauten.cli._measures import plain
 
-    table = _table("Layers", "layer", "weight", "shape", "dtype", "bits ", "bytes ", "zeros ")
+    table = _table("Layers", "weight", "shape", "dtype", "zeros ", "entropy ", "bits/w ", "bytes ", "decoded ")
     for row in rows:
         shape = "x".join(str(size) for size in row.shape) or "scalar"
+        # Most weights are named after their layer; where one is not, both are told.
+        name = row.weight if row.weight.startswith(row.name) else f"{row.name}: {row.weight}"
         table.add_row(
-            plain(row.name), plain(row.weight), shape, row.dtype, str(row.bits), f"{row.bytes:,}", f"{row.zeros:.1%}"
+            plain(name),
+            shape,
+            row.dtype,
+            f"{row.zeros:.1%}",
+            _bits(row.entropy),
+            _bits(row.bits_per_weight),
+            "" if row.coded_bytes is None else f"{row.coded_bytes:,}",
+            f"{row.bytes:,}",
         )
+    table.add_section()
+    table.add_row(
+        "all",
+        f"{total['elements']:,}",
+        "",
+        f"{total['zeros']:.1%}",
+        _bits(total["entropy"]),
+        _bits(total["bits_per_weight"]),
+        f"{total['file_bytes']:,}",
+        f"{total['decoded_bytes']:,}",
+    )
     return table
+
+
+def _bits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from tauten.cli import bench, compare, demo, evaluate, export, inspect, optimize, serve
+from tauten.cli import bench, compare, demo, evaluate, export, inspect, optimize, pack, serve, unpack
 from tauten.errors import ConfigError, TautenError
 
 INTERRUPTED = 130
@@ -43,7 +43,7 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
 )
-for verb in (optimize, compare, evaluate, inspect, export, serve, bench, demo):
+for verb in (optimize, compare, evaluate, inspect, export, pack, unpack, serve, bench, demo):
     app.command(verb.__name__.rpartition(".")[2])(_told(verb.command))
 
 

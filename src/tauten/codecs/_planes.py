@@ -25,7 +25,7 @@ Encode = Callable[[Levels], bytes]
 Decode = Callable[[memoryview, int, int], Levels]
 
 _BEST: Final = 19
-_LARGE: Final = 8 * 2**20
+_LARGE: Final = 32 * 2**20
 _QUICK: Final = 9
 """The level for planes above ``_LARGE`` bytes: minutes would buy a few parts in a hundred."""
 _WINDOW_LOG: Final = 23

@@ -24,7 +24,7 @@ def test_a_plain_weight_is_a_row(tmp_path: Path) -> None:
     found = of(tmp_path, {"features.0.weight": weight})
     assert found["features.0.weight"].to_json() == {
         "name": "features.0", "weight": "features.0.weight", "shape": [1, 4], "dtype": "float32", "bits": 32,
-        "bytes": 16, "elements": 4, "zeros": 0.5,
+        "bytes": 16, "elements": 4, "zeros": 0.5, "coded_bytes": None, "bits_per_weight": None, "entropy": None,
     }  # fmt: skip
 
 

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+
 from tauten.artifact.manifest import Manifest
 from tauten.artifact.read import Artifact
 from tauten.artifact.recode import code_weights
@@ -16,6 +18,7 @@ from tauten.core.environment import environment
 from tauten.core.measure import Measure
 from tauten.core.record import Record
 from tauten.core.target import Target
+from tauten.core.tensor import Array
 from tauten.make.lower.lowering import Lowered
 
 
@@ -36,7 +39,8 @@ def to_artifact(
 
     Raises ``ConfigError`` where a value does not fit the manifest, ``PluginError`` for an unknown codec.
     """
-    coded = code_weights(lowered.weights, codec, lowered.four_bit)
+    weights = {name: _without_signed_zeros(array) for name, array in lowered.weights.items()}
+    coded = code_weights(weights, codec, lowered.four_bit)
     files = {lowered.graph_name: lowered.graph, **lowered.more, coded.name: coded.data}
     manifest = Manifest(
         name=name,
@@ -62,3 +66,14 @@ def to_artifact(
         environment=environment(),
     )
     return write_artifact(path, manifest, files)
+
+
+def _without_signed_zeros(array: Array) -> Array:
+    """A float matrix with 0.0 for each -0.0, which rounding and pruning leave.
+
+    No sum of products tells the two apart, and a codec, which gives back every bit, would have to tell them everywhere.
+    """
+    if array.dtype.kind != "f" or array.ndim < 2:
+        return array
+    signed = (array == 0) & np.signbit(array)
+    return np.where(signed, np.zeros((), array.dtype), array) if signed.any() else array
