@@ -8,12 +8,12 @@ import numpy as np
 
 from tauten.codecs._native import SETTINGS, Int32, Settings
 
-TRANSPOSED, SHIFT, LAG, RISE, ROW_FLAGS, COLUMN_FLAGS, SIGNS, LIMIT, RATE, PRIOR = range(10)
-"""Where a setting stands: columns scanned before rows; low bits split off a magnitude; the distance at which elements
-of a row, and rows, are alike (0: the period's); whether empty rows and columns are flagged; whether signs are modelled;
-how long a context remembers; how fast the mixer learns; which weights it starts from."""
+TRANSPOSED, SHIFT, LAG, FAR, ROW_FLAGS, COLUMN_FLAGS, SIGNS, LIMIT, RATE, RICH = range(SETTINGS)
+"""Where a setting stands. Columns scanned before rows; low bits split off a magnitude; the two distances at which the
+elements of a row are alike (0: those of the period, if any); whether empty rows, and columns, are flagged; whether
+signs are modelled; how long a context remembers; how fast the mixer learns; all contexts or few."""
 
-USUAL: Final[Settings] = (0, 0, 0, 0, 1, 1, 1, 1, 1, 0, *[0] * (SETTINGS - 10))
+USUAL: Final[Settings] = (0, 0, 0, 0, 1, 1, 1, 0, 3, 1)
 
 
 def is_transposed(settings: Settings) -> bool:

@@ -1,7 +1,6 @@
 """The coder of ``_mixing.c`` in plain Python integers, for machines on which nothing was compiled, and as its check.
 
-Function for function and name for name the same as there; what differs is told there. A matrix of a hundred thousand
-weights takes seconds here.
+Function for function and name for name the same as there. A hundred thousand weights take seconds here.
 """
 
 from __future__ import annotations
@@ -12,433 +11,310 @@ from typing import Final
 import numpy as np
 
 from tauten.codecs._native import SETTINGS, Float32, Int32, Settings, damaged
+from tauten.codecs._range_coder import REACH, SHARE, SQUASH, STRETCH, Decoder, Encoder, Meter, bits_of
 
-_REACH: Final = 2816
 _STEPS: Final = 16
 _SIGN: Final = 15
 _UNARY: Final = 13
-_BUCKETS: Final = 23
-_SIZES: Final = (0, 0, 64, 4096, 256, 256, 2048, 4096, 4096, 1024)
+_LIGHT: Final = 5
+_LIGHT_SIGN: Final = 3
+_SIZES: Final = (0, 2, 128, 2048, 4096, 4096, 256, 256, 192, 4096, 384)
+_INPUTS: Final = len(_SIZES) + 1
+_COLUMN_SLOTS: Final = 65536
+_WEIGHT: Final = 1 << 20
 _HALF: Final = 1 << 31
-_WIDTHS: Final = (1, 5, 16, 16, 1, 1, 1, 2, 2, 2)
-_USUAL: Final = (0, 0, 0, 0, 0, 0, 1, 1, 1, 0)
-_LIMITS: Final = (60, 255, 1000, 30)
+_WIDTHS: Final = (1, 5, 12, 12, 1, 1, 1, 2, 2, 1)
+_USUAL: Final = (0, 0, 0, 0, 0, 0, 1, 0, 1, 1)
+_LIMITS: Final = (255, 1020, 60, 127)
 _RATES: Final = (3, 6, 12, 24)
 _FLOORS: Final = (1, 2, 4, 8)
-_SHARE: Final = tuple(131072 // (2 * n + 3) for n in range(1024))
 
-
-def _squash() -> list[int]:
-    table, power = [0] * (2 * _REACH + 1), 1 << 24
-    for x in range(_REACH + 1):
-        above = min((power << 16) // (power + (1 << 24)), 65535)
-        table[_REACH + x], table[_REACH - x] = above, 65536 - above
-        power = (power * 8421440) >> 23
-    return table
-
-
-def _stretch() -> list[int]:
-    table, x = [], -_REACH
-    for p in range(4096):
-        while x < _REACH and _SQUASH[_REACH + x] < p * 16 + 8:
-            x += 1
-        table.append(x)
-    return table
-
-
-def _logs() -> list[int]:
-    table = [13 << 16]
-    for p in range(1, 4097):
-        y, log, part = p << 18, 0, 0
-        while y < 1 << 30:
-            y, log = y << 1, log + (1 << 16)
-        for i in range(15, -1, -1):
-            y = (y * y) >> 30
-            if y >> 31:
-                y, part = y >> 1, part | 1 << i
-        table.append(log - part)
-    return table
-
-
-_SQUASH: Final = _squash()
-_STRETCH: Final = _stretch()
-_LOGS: Final = _logs()
-
-
-def _bits_of(p: int) -> int:
-    return _LOGS[p] + (4 << 16) if p < 4096 else _LOGS[p >> 4]
-
-
-class _Encoder:
-    """The range coder's writing half."""
-
-    decodes = False
-
-    def __init__(self) -> None:
-        self.out = bytearray()
-        self._low, self._range = 0, 0xFFFFFFFF
-
-    def bit(self, p: int, bit: int) -> int:
-        bound = (self._range * p) >> 16
-        if bit:
-            self._range = bound
-        else:
-            self._low += bound
-            self._range -= bound
-            if self._low >> 32:
-                self._low &= 0xFFFFFFFF
-                self._carry()
-        while self._range < 1 << 24:
-            self.out.append(self._low >> 24)
-            self._low, self._range = (self._low << 8) & 0xFFFFFFFF, self._range << 8
-        return bit
-
-    def _carry(self) -> None:
-        i = len(self.out) - 1
-        while i >= 0 and self.out[i] == 255:
-            self.out[i] = 0
-            i -= 1
-        if i >= 0:
-            self.out[i] += 1
-
-    def finish(self) -> bytes:
-        self._low += 0xFFFFFF
-        if self._low >> 32:
-            self._carry()
-        self.out.append((self._low >> 24) & 255)
-        return bytes(self.out)
-
-
-class _Decoder:
-    """The range coder's reading half."""
-
-    decodes = True
-
-    def __init__(self, data: bytes) -> None:
-        self._data, self._place, self._range = data, 4, 0xFFFFFFFF
-        self._code = int.from_bytes(data[:4].ljust(4, b"\0"), "big")
-
-    def bit(self, p: int, _: int) -> int:
-        bound = (self._range * p) >> 16
-        bit = self._code < bound
-        if bit:
-            self._range = bound
-        else:
-            self._code -= bound
-            self._range -= bound
-        while self._range < 1 << 24:
-            if self._place >= len(self._data) + 3:
-                raise damaged()
-            following = self._data[self._place] if self._place < len(self._data) else 0
-            self._place += 1
-            self._code, self._range = (self._code << 8 | following) & 0xFFFFFFFF, self._range << 8
-        return int(bit)
-
-    def finish(self) -> None:
-        if self._place != len(self._data) + 3 or self._code >= 1 << 24:
-            raise damaged()
-
-
-class _Meter:
-    """Counts what an encoder would write, in 2^-16 bits."""
-
-    decodes = False
-
-    def __init__(self) -> None:
-        self.bits = 0
-
-    def bit(self, p: int, bit: int) -> int:
-        self.bits += _bits_of(p if bit else 65536 - p)
-        return bit
+Contexts = list[tuple[list[int], int]]
+"""A table and a place in it, for each context: its slots are the sixteen from there on."""
 
 
 class _Model:
     """All that is learnt while one matrix is coded, and the matrix itself (flat, as it is scanned)."""
 
-    def __init__(self, coder: _Encoder | _Decoder | _Meter, q: list[int], shape: tuple[int, int], period: int) -> None:
+    def __init__(self, coder: Encoder | Decoder | Meter, q: list[int], shape: tuple[int, int], period: int) -> None:
         self.coder, self.q, self.period = coder, q, period
         self.rows, self.columns = shape
-        self.settings: list[int] = []
+
+    def run(self, settings: list[int], told: Float32 | None) -> None:
+        """Code the whole matrix; ``told`` as ``Coder.measure`` has it."""
+        self.header(settings)
+        transposed, self.shift, self.lag, self.far, row_flags, column_flags, self.signs, *_ = self.settings
+        self.rise = 2
+        if transposed:
+            self.rows, self.columns = self.columns, self.rows
+            self.rise = self.period if self.period > 1 else 2
+            self.period = 1
+        elif self.period > 1:
+            root = isqrt(self.period)
+            if not self.lag and root * root == self.period and root <= 64:
+                self.lag = root
+            self.far = self.far or self.period
+        self.start()
+        rows, columns, q = range(self.rows), range(self.columns), self.q
+        live_rows, live_columns = [1] * self.rows, [1] * self.columns
+        if row_flags and not self.coder.decodes:
+            live_rows = [int(any(q[r * self.columns : (r + 1) * self.columns])) for r in rows]
+        if column_flags and not self.coder.decodes:
+            live_columns = [int(any(q[c :: self.columns])) for c in columns]
+        if row_flags:
+            self.flags(live_rows, self.rise if self.rise > 2 else 0, 0)
+        if column_flags:
+            self.flags(live_columns, self.lag, 8)
+        for r in (r for r in rows if live_rows[r]):
+            self.scan(r, [c for c in columns if live_columns[c]], told)
 
     def header(self, settings: list[int]) -> None:
         """Each setting: whether it is the usual one, and if not, its bits."""
-        self.settings = list(settings)
+        coder = self.coder
         for i, (width, usual) in enumerate(zip(_WIDTHS, _USUAL, strict=True)):
-            value = settings[i]
-            if self.coder.bit(8192, int(value != usual)):
-                if self.coder.decodes:
-                    value = 0
-                    for _ in range(width):
-                        value = value << 1 | self.coder.bit(32768, 0)
-                else:
-                    for j in range(width - 1, -1, -1):
-                        self.coder.bit(32768, value >> j & 1)
-            elif self.coder.decodes:
-                value = usual
-            self.settings[i] = value
-        self._prepare()
+            differs = coder.bit(8192, int(settings[i] != usual))
+            if coder.decodes:
+                settings[i] = 0 if differs else usual
+            for j in range(width - 1 if differs else -1, -1, -1):
+                bit = coder.bit(32768, settings[i] >> j & 1)
+                if coder.decodes:
+                    settings[i] |= bit << j
+        self.settings = settings[: len(_WIDTHS)]
 
-    def _prepare(self) -> None:
-        settings = self.settings
-        transposed, self.shift, self.lag, rise = settings[:4]
-        self.signs = settings[6]
-        self.limit = _LIMITS[settings[7]]
-        if transposed:
-            self.rows, self.columns = self.columns, self.rows
-        self.lag2, self.rise = 0, rise or 2
-        if self.period > 1:
-            if transposed:
-                self.rise = rise or self.period
-                self.period = 1
-            elif not self.lag:
-                self.lag = self.period
-                width = isqrt(self.period)
-                self.lag2 = width if width * width == self.period else 0
-        places = min(self.columns, 65536)
-        self.slots = [[0] * (size * _STEPS) for size in (places, 1, *_SIZES[2:], 256)]
-        self.means, self.history = [0] * self.columns, [0] * self.columns
+    def start(self) -> None:
+        """Everything as it is before the first element."""
+        lag, period = self.lag, self.period
+        self.coarse, self.fine = [], []
+        for c in range(self.columns):
+            x, y = (c % lag, c // lag) if lag else (0, c)
+            if period > 1:
+                places = c // period % 2048, c % period % 4096
+            elif lag:
+                places = x // 2 % 32 * 64 + y // 8 % 64, (x + 1) // 2 % 64 * 64 + (y + 1) // 2 % 64
+            else:
+                places = y // 8 % 2048, (y + 1) // 2 % 4096
+            self.coarse.append(places[0])
+            self.fine.append(places[1])
+        sizes = (2 * min(self.columns, _COLUMN_SLOTS), *_SIZES[1:])
+        self.tables = [[0] * (size * _STEPS) for size in sizes]
+        self.mean = [0] * self.columns
         self.row_mean = self.row_count = self.rows_seen = 0
         self.base = [_HALF] * _STEPS
         self.base[0] = 400 << 20
-        self.flag_slots, self.low_slots, self.tail_slots = [_HALF] * 16, [_HALF] * 64, [_HALF] * 128
-        inputs = len(_SIZES) + 2
-        self.first = [[65536, 0, *[16000] * (inputs - 2)] for _ in range(5)]
-        self.second = [[0] * inputs for _ in range(64)]
+        self.flag, self.low, self.tail = [_HALF] * 16, [_HALF] * 32, [_HALF] * 96
+        self.first = [[65536, 0, *[10000] * (_INPUTS - 2)] for _ in range(5)]
+        self.second = [[[0] * _INPUTS for _ in range(8)] for _ in range(5)]
         self.seen = [0] * 5
-        self.apm = [
-            [[_SQUASH[min(i << 8, 2 * _REACH)] for i in range(_BUCKETS + 1)] for _ in range(_STEPS)] for _ in range(4)
-        ]
-        floor, rate = _FLOORS[settings[8]] * 40, _RATES[settings[8]] * 800
-        self.rates = [floor + rate // (k + 4) for k in range(256)]
-        self.live_rows, self.live_columns = [1] * self.rows, [1] * self.columns
+        _, limit, rate, self.rich = self.settings[6:]
+        self.limit = _LIMITS[limit]
+        self.rate = [_FLOORS[rate] * 40 + _RATES[rate] * 800 // (k + 4) for k in range(256)]
 
     def plain_bit(self, slots: list[int], place: int, bit: int) -> int:
         """A bit by one adaptive probability."""
         bit = self.coder.bit(_clamp(slots[place] >> 16), bit)
-        slots[place] = _moved(slots[place], bit, 254)
+        slots[place] = _learnt(slots[place], bit, 254)
         return bit
 
-    def predict(self, contexts: list[tuple[list[int], int]], step: int, a: int, b: int) -> int:
-        """The probability that the next bit is 1, in 2^-16; what ``update`` needs stays behind."""
-        origin = _STRETCH[self.base[step] >> 20]
+    def guess(self, contexts: Contexts, step: int, kind: int) -> tuple[list[int], list[int], list[int], int]:
+        """The inputs, the weights of both sets, and the probability that they give."""
+        origin = STRETCH[self.base[step] >> 20]
         inputs = [origin, 256]
-        for slots, place in contexts:
-            slot = slots[place + step]
-            inputs.append(_STRETCH[slot >> 20] - origin if slot else 0)
-        weights, more = self.first[a], self.second[b]
-        dot = sum((weights[i] + more[i]) * value for i, value in enumerate(inputs)) >> 16
-        x = min(max(dot, 1 - _REACH), _REACH - 1) + _REACH
-        stage = self.apm[self.apm_select][step]
-        weight = x & 255
-        self.mixed = _SQUASH[x]
-        self.inputs, self.stage, self.near = inputs, stage, (x >> 8) + (weight > 127)
-        p = (stage[x >> 8] * (256 - weight) + stage[(x >> 8) + 1] * weight) >> 8
-        return _clamp((self.mixed * 12 + p * 4) >> 4)
+        for table, place in contexts:
+            slot = table[place + step]
+            inputs.append(STRETCH[slot >> 20] - origin if slot else 0)
+        first, second = self.first[kind], self.second[kind][self.select]
+        dot = sum((first[i] + (second[i] if self.rich else 0)) * value for i, value in enumerate(inputs)) >> 16
+        return inputs, first, second, SQUASH[REACH + min(max(dot, 1 - REACH), REACH - 1)]
 
-    def mixed_bit(self, contexts: list[tuple[list[int], int]], step: int, a: int, b: int, bit: int) -> int:
+    def mixed_bit(self, contexts: Contexts, step: int, kind: int, bit: int) -> int:
         """A bit by all its contexts, which learn from it."""
-        bit = self.coder.bit(self.predict(contexts, step, a, b), bit)
-        n = self.seen[a]
-        self.seen[a] = min(n + 1, 1023)
-        error = ((bit << 16) - self.mixed) * self.rates[n >> 2]
-        weights, more = self.first[a], self.second[b]
-        for i, value in enumerate(self.inputs):
+        inputs, first, second, mixed = self.guess(contexts, step, kind)
+        bit = self.coder.bit(_clamp(mixed), bit)
+        seen = self.seen[kind]
+        error = ((bit << 16) - mixed) * self.rate[seen >> 2]
+        self.seen[kind] = min(seen + 1, 1023)
+        for i, value in enumerate(inputs):
             change = (error * value + (1 << 23)) >> 24
-            weights[i] = min(max(weights[i] + change, -(1 << 20)), 1 << 20)
-            more[i] = min(max(more[i] + change, -(1 << 20)), 1 << 20)
-        fresh = self.base[step] & ~1023 | 2
-        for slots, place in contexts:
-            slots[place + step] = _moved(slots[place + step] or fresh, bit, self.limit)
-        self.base[step] = _moved(self.base[step], bit, self.limit)
-        self.stage[self.near] += ((65535 if bit else 0) - self.stage[self.near]) >> 6
+            first[i] = min(max(first[i] + change, -_WEIGHT), _WEIGHT)
+            if self.rich:
+                second[i] = min(max(second[i] + change, -_WEIGHT), _WEIGHT)
+        fresh = self.base[step] & ~1023 | 1
+        for table, place in contexts:
+            table[place + step] = _learnt(table[place + step] or fresh, bit, self.limit)
+        self.base[step] = _learnt(self.base[step], bit, self.limit)
         return bit
-
-    def _at(self, r: int, c: int, up: int, left: int) -> int:
-        """The element so far up and left, 0 outside; a negative ``left`` is right."""
-        if up > r or not 0 <= c - left < self.columns:
-            return 0
-        return self.q[(r - up) * self.columns + c - left]
 
     def scaled(self, v: int) -> int:
-        """A magnitude in sixteenths of a step of the unary part, at least 1 where it is not 0."""
+        """A magnitude in sixteenths of a step of the unary part; at least 1 where it is not 0."""
         return min(max((abs(v) << 4) >> self.shift, 1), 4095) if v else 0
 
     def look(self, r: int, c: int) -> None:
-        """Find the contexts of the element at (r, c)."""
-        at, scaled, lag, means, columns = self._at, self.scaled, self.lag, self.means, self.columns
-        l1, l2, u1, ul, ur, uv = (
-            at(r, c, 0, 1),
-            at(r, c, 0, 2),
-            at(r, c, 1, 0),
-            at(r, c, 1, 1),
-            at(r, c, 1, -1),
-            at(r, c, self.rise, 0),
-        )
-        h0, hm, hp = (at(r, c, 0, lag), at(r, c, 0, lag + 1), at(r, c, 0, lag - 1)) if lag else (0, 0, 0)
-        g0 = at(r, c, 0, self.lag2) if self.lag2 else 0
-        a1, a2, b1, bl, br, bv = map(scaled, (l1, l2, u1, ul, ur, uv))
-        e0, em, ep, f0 = map(scaled, (h0, hm, hp, g0))
-        near = 2 * a1 + a2 + 2 * b1 + bl + br + bv
-        row_near = 2 * a1 + a2 + 2 * e0 + em + ep + 2 * f0
-        beside = (means[c - 1] if c else 0) + (means[c + 1] if c + 1 < columns else 0)
-        if lag:
-            beside += (means[c - lag] if c >= lag else 0) + (means[c + lag] if c + lag < columns else 0)
-        else:
-            beside *= 2
-        column = _level(means[c], 1)
-        marks = (
-            _level(near, 2) & 63,
-            column * 64 + _level(self.row_mean, 1),
-            ((((_three(a1) * 2 + (a2 > 0)) * 3 + _three(b1)) * 2 + (bl > 0)) * 2 + (br > 0)) * 2 + (bv > 0),
-            (((_three(e0) * 2 + (em > 0)) * 2 + (ep > 0)) * 3 + _three(a1)) * 3 + _three(f0),
-            _level(beside >> 2, 1) * 32 + _level(row_near, 1),
-            column * 64 + _level(near + row_near, 1),
-            (c % self.period & 255) * 16 + _level(row_near + near, 0),
-            (self.history[c] & 63) * 16 + min(_level(self.row_mean, 0), 15),
-        )
-        column_slots, row_slots, *others, sign_slots = self.slots
-        self.contexts = [(column_slots, (c & 65535) * _STEPS), (row_slots, 0)]
-        self.contexts += [(slots, mark * _STEPS) for slots, mark in zip(others, marks, strict=True)]
-        of = _sign_of
-        self.sign_contexts = [
-            *self.contexts[:2],
-            (sign_slots, ((of(l1) * 3 + of(u1)) * 3 + of(l2)) * _STEPS),
-            (sign_slots, (32 + ((of(h0) * 3 + of(hm)) * 3 + of(hp)) * 3 + of(l1)) * _STEPS),
-            (sign_slots, (128 + ((of(uv) * 3 + of(ul)) * 3 + of(ur)) * 3 + of(g0)) * _STEPS),
+        """Find the contexts of the element in row r and column c."""
+        q, width, scaled, mean, tables = self.q, self.columns, self.scaled, self.mean, self.tables
+        here = r * width + c
+
+        def left(n: int) -> int:
+            return q[here - n] if c >= n else 0
+
+        l1, l2, u1 = left(1), left(2), q[here - width] if r else 0
+        ul, ur = q[here - width - 1] if r and c else 0, q[here - width + 1] if r and c + 1 < width else 0
+        uv = q[here - self.rise * width] if r >= self.rise else 0
+        a1, a2, b1, bl, br, bv = (scaled(v) for v in (l1, l2, u1, ul, ur, uv))
+        column = _level(mean[c], 1) * 64
+        marks = [
+            c % _COLUMN_SLOTS * 2,
+            0,
+            _level(2 * a1 + a2 + 2 * b1 + bl + br + bv, 2),
+            self.coarse[c],
+            column + _level(self.row_mean, 1),
         ]
-        self.select = self.apm_select = (a1 > 0) + (b1 > 0) + (e0 > 0)
+        sign_marks = [(_sign(l1) * 3 + _sign(u1)) * 3 + _sign(l2)]
+        self.select = 0
+        if self.rich:
+            lag = self.lag
+            g0 = left(self.far) if self.far else 0
+            h0, hm, hp = (left(lag), left(lag + 1), left(lag - 1)) if lag else (0, 0, 0)
+            beside = (mean[c - 1] if c else 0) + (mean[c + 1] if c + 1 < width else 0)
+            if lag:
+                beside += (mean[c - lag] if c >= lag else 0) + (mean[c + lag] if c + lag < width else 0)
+            else:
+                beside *= 2
+            e0, em, ep, f0 = (scaled(v) for v in (h0, hm, hp, g0))
+            weighed = ((2 * a1, l1), (2 * e0, h0), (2 * f0, g0), (a2, l2), (em, hm), (ep, hp))
+            self.lean = sum(-u if v < 0 else u for u, v in weighed)
+            leaning = _level(abs(self.lean), 1)
+            marks += [
+                self.fine[c],
+                ((((_three(a1) * 2 + (a2 > 0)) * 3 + _three(b1)) * 2 + (bl > 0)) * 2 + (br > 0)) * 2 + (bv > 0),
+                (((_three(e0) * 2 + (em > 0)) * 2 + (ep > 0)) * 3 + _three(a1)) * 3 + _three(f0),
+                leaning,
+                column + _level(beside >> 2, 1),
+            ]
+            sign_marks += [
+                32 + ((_sign(h0) * 3 + _sign(hm)) * 3 + _sign(hp)) * 3 + _sign(l1),
+                128 + ((_sign(uv) * 3 + _sign(ul)) * 3 + _sign(ur)) * 3 + _sign(g0),
+                256 + leaning * 2 + (self.lean < 0),
+            ]
+            self.select = (a1 > 0) * 4 + (b1 > 0) * 2 + (e0 > 0)
+        self.contexts = [(tables[i], mark * _STEPS) for i, mark in enumerate(marks)]
+        self.sign_contexts = self.contexts[:2] + [(tables[-1], mark * _STEPS) for mark in sign_marks]
+
+    def turned(self, negative: int) -> Contexts:
+        """The contexts of a magnitude, some of which know the sign."""
+        found = list(self.contexts)
+        for i in (0, 1):
+            found[i] = found[i][0], found[i][1] + negative * _STEPS
+        if self.rich:
+            found[8] = found[8][0], found[8][1] + (64 if negative == (self.lean < 0) else 128) * _STEPS
+        return found
 
     def element(self, v: int) -> int:
         """Code one element, whose contexts were looked for; what it is."""
-        coder, shift, select = self.coder, self.shift, self.select
-        if not self.mixed_bit(self.contexts, 0, 0, select, int(v != 0)):
+        shift = self.shift
+        if not self.mixed_bit(self.contexts, 0, 0, int(v != 0)):
             return 0
         if self.signs:
-            negative = self.mixed_bit(self.sign_contexts, _SIGN, 1, 32, int(v < 0))
+            negative = self.mixed_bit(self.sign_contexts, _SIGN, 1, int(v < 0))
         else:
-            negative = coder.bit(32768, int(v < 0))
-        rest = abs(v) - 1
-        high, j = rest >> shift, 1
-        while j <= _UNARY and self.mixed_bit(self.contexts, j, *_sets(j, select), int(high >= j)):
-            j += 1
-        high = j - 1
-        if j > _UNARY:
-            high += self._escape((rest >> shift) - _UNARY + 1) - 1
-        if coder.decodes and (high << shift) > 2**31 - 1:
-            raise damaged()
-        lows = 0
+            negative = self.coder.bit(32768, int(v < 0))
+        contexts, rest, step = self.turned(negative), abs(v) - 1, 1
+        high = rest >> shift
+        while step <= _UNARY and self.mixed_bit(contexts, step, _kind(step), int(high >= step)):
+            step += 1
+        whole = step - 1
+        if step > _UNARY:
+            whole += self.escape(high - _UNARY + 1) - 1
+        lows, near = 0, min(whole, 3) * 8
         for i in range(shift - 1, -1, -1):
-            h = min(high, 3) * 8
-            if i == shift - 1:
-                slots, place = self.low_slots, h
-            elif i == shift - 2:
-                slots, place = self.low_slots, h + 1 + lows
+            bit = rest >> i & 1
+            if i >= shift - 2:
+                bit = self.plain_bit(self.low, near if i == shift - 1 else near + 1 + lows, bit)
             else:
-                slots, place = self.tail_slots, 64 + i
-            lows = lows << 1 | self.plain_bit(slots, place, rest >> i & 1)
-        whole = (high << shift | lows) + 1
+                bit = self.plain_bit(self.tail, 64 + i, bit)
+            lows = lows << 1 | bit
+        whole = (whole << shift | lows) + 1
         if whole > 2**31 - 1 + negative:
             raise damaged()
         return -whole if negative else whole
 
-    def _escape(self, e: int) -> int:
-        """A number of at least 1 by its length and its bits (Elias 1975), the length adaptively."""
-        n = 0
-        while n < 31 and self.plain_bit(self.tail_slots, n, int(n < e.bit_length() - 1)):
+    def escape(self, e: int) -> int:
+        """A number of at least 1 by its length and its bits (Elias 1975), the length and the first bit adaptively."""
+        length, n, found = max(e, 1).bit_length() - 1, 0, 1
+        while n < 31 and self.plain_bit(self.tail, n, int(n < length)):
             n += 1
-        found = 1
         for k in range(n, 0, -1):
             bit = e >> (k - 1) & 1
-            bit = self.plain_bit(self.tail_slots, 32 + k, bit) if k == n else self.coder.bit(32768, bit)
+            bit = self.plain_bit(self.tail, 31 + k, bit) if k == n else self.coder.bit(32768, bit)
             found = found << 1 | bit
         return found
 
     def price(self, v: int) -> int:
         """What ``element`` would take, in 2^-16 bits, without learning from it."""
 
-        def bit(contexts: list[tuple[list[int], int]], step: int, a: int, b: int, bit: int) -> int:
-            p = self.predict(contexts, step, a, b)
-            return _bits_of(p if bit else 65536 - p)
+        def bits(contexts: Contexts, step: int, kind: int, bit: bool) -> int:
+            p = _clamp(self.guess(contexts, step, kind)[3])
+            return bits_of(p if bit else 65536 - p)
 
-        select = self.select
-        bits = bit(self.contexts, 0, 0, select, int(v != 0))
+        found = bits(self.contexts, 0, 0, v != 0)
         if not v:
-            return bits
-        bits += bit(self.sign_contexts, _SIGN, 1, 32, int(v < 0)) if self.signs else 1 << 16
-        high = (abs(v) - 1) >> self.shift
-        for j in range(1, min(_UNARY, high + 1) + 1):
-            bits += bit(self.contexts, j, *_sets(j, select), int(high >= j))
+            return found
+        found += bits(self.sign_contexts, _SIGN, 1, v < 0) if self.signs else 1 << 16
+        contexts, high = self.turned(int(v < 0)), (abs(v) - 1) >> self.shift
+        for step in range(1, min(_UNARY, high + 1) + 1):
+            found += bits(contexts, step, _kind(step), high >= step)
         if high >= _UNARY:
-            bits += (2 * ((high - _UNARY + 1).bit_length() - 1) + 1) << 16
-        return bits + (self.shift << 16)
+            found += (2 * (high - _UNARY + 1).bit_length() - 1) << 16
+        return found + (self.shift << 16)
 
     def flags(self, live: list[int], lag: int, first: int) -> None:
         """Which rows or columns hold anything, each by the two before it and the one that lies ``lag`` before."""
         for i in range(len(live)):
-            mark = (
-                (live[i - 1] if i else 1) * 4
-                + (live[i - 2] if i > 1 else 1) * 2
-                + (live[i - lag] if lag and i >= lag else 1)
-            )
-            live[i] = self.plain_bit(self.flag_slots, first + mark, live[i])
+            before = live[i - 1] if i else 1, live[i - 2] if i > 1 else 1, live[i - lag] if lag and i >= lag else 1
+            live[i] = self.plain_bit(self.flag, first + before[0] * 4 + before[1] * 2 + before[2], live[i])
 
     def learn(self, c: int, v: int) -> None:
         """What column and row have come to hold."""
         u = self.scaled(v) << 8
-        self.means[c] += ((u - self.means[c]) * _SHARE[min(self.rows_seen - 1, 255)]) >> 16
-        self.row_mean += ((u - self.row_mean) * _SHARE[self.row_count]) >> 16
+        self.mean[c] += ((u - self.mean[c]) * SHARE[min(self.rows_seen, 255)]) >> 16
+        self.row_mean += ((u - self.row_mean) * SHARE[self.row_count]) >> 16
         self.row_count = min(self.row_count + 1, 255)
-        self.history[c] = (self.history[c] << 1 | (v != 0)) & 255
 
-    def run(self, settings: list[int], told: Float32 | None) -> None:
-        """Code the whole matrix; ``told`` as ``Coder.measure`` has it."""
-        self.header(settings)
-        coder, q, columns = self.coder, self.q, self.columns
-        if not coder.decodes:
-            if self.settings[4]:
-                self.live_rows = [int(any(q[r * columns : (r + 1) * columns])) for r in range(self.rows)]
-            if self.settings[5]:
-                self.live_columns = [int(any(q[c::columns])) for c in range(columns)]
-        if self.settings[4]:
-            self.flags(self.live_rows, self.rise if self.rise > 2 else 0, 0)
-        if self.settings[5]:
-            self.flags(self.live_columns, self.lag, 8)
-        row_slots = self.slots[1]
-        for r in (r for r, live in enumerate(self.live_rows) if live):
-            self.rows_seen += 1
-            self.row_count = min(self.row_count, 10)
-            row_slots[:] = [slot - max((slot & 1023) - 10, 0) for slot in row_slots]
-            for c in (c for c, live in enumerate(self.live_columns) if live):
-                place = r * columns + c
-                v = q[place]
-                self.look(r, c)
-                before = coder.bits if isinstance(coder, _Meter) else 0
-                if told is not None and told.shape[-1] == 3:
-                    nearer = v - (v > 0) + (v < 0)
-                    told[place] = [np.float32(self.price(x)) / np.float32(65536) for x in (0, nearer, v)]
-                v = q[place] = self.element(v)
-                if told is not None and told.shape[-1] == 1 and isinstance(coder, _Meter):
-                    told[place] = np.float32(coder.bits - before) / np.float32(65536)
-                self.learn(c, v)
+    def scan(self, r: int, columns: list[int], told: Float32 | None) -> None:
+        """The elements of a live row."""
+        coder, row = self.coder, self.tables[1]
+        self.row_count = min(self.row_count, 10)
+        row[:] = [slot - max((slot & 1023) - 10, 0) for slot in row]
+        for c in columns:
+            place = r * self.columns + c
+            v = self.q[place]
+            self.look(r, c)
+            before = coder.bits if isinstance(coder, Meter) else 0
+            if told is not None and told.shape[-1] == 3:
+                told[place] = [np.float32(self.price(x)) / np.float32(65536) for x in (0, v - (v > 0) + (v < 0), v)]
+            v = self.q[place] = self.element(v)
+            if told is not None and told.shape[-1] == 1 and isinstance(coder, Meter):
+                told[place] = np.float32(coder.bits - before) / np.float32(65536)
+            self.learn(c, v)
+        self.rows_seen += 1
 
 
 class Twin:
     """The coder, as ``_native.Coder`` has it."""
 
     def encode(self, q: Int32, shape: tuple[int, int], period: int, settings: Settings) -> bytes:
-        coder = _Encoder()
+        coder = Encoder()
         _Model(coder, q.ravel().tolist(), shape, period).run(list(settings), None)
         return coder.finish()
 
     def decode(self, data: bytes, shape: tuple[int, int], period: int) -> tuple[Int32, Settings]:
-        coder = _Decoder(data)
+        coder = Decoder(data)
         model = _Model(coder, [0] * (shape[0] * shape[1]), shape, period)
         model.run([0] * SETTINGS, None)
         coder.finish()
         return np.array(model.q, np.int32), tuple(model.settings)
 
     def measure(self, q: Int32, shape: tuple[int, int], period: int, settings: Settings, costs: Float32 | None) -> int:
-        coder = _Meter()
+        coder = Meter()
         _Model(coder, q.ravel().tolist(), shape, period).run(list(settings), costs)
         return coder.bits
 
@@ -447,10 +323,10 @@ def _clamp(p: int) -> int:
     return min(max(p, 16), 65520)
 
 
-def _moved(slot: int, bit: int, limit: int) -> int:
+def _learnt(slot: int, bit: int, limit: int) -> int:
     """A slot after a bit: its probability (22 bits) nearer to it by 1 / (n + 1.5), its count n (10 bits) one more."""
     n, p = slot & 1023, slot >> 10
-    p += ((bit << 22) - p) * _SHARE[n] >> 16
+    p += ((bit << 22) - p) * SHARE[n] >> 16
     return p << 10 | (n + 1 if n < limit else n)
 
 
@@ -464,14 +340,13 @@ def _three(u: int) -> int:
     return 0 if u == 0 else 1 if u < 32 else 2
 
 
-def _sign_of(v: int) -> int:
+def _sign(v: int) -> int:
     return 0 if v == 0 else 1 if v > 0 else 2
 
 
-def _sets(j: int, select: int) -> tuple[int, int]:
-    """Which weights mix step ``j`` of the unary part."""
-    part = min(j, 3)
-    return part + 1, 4 * part + select
+def _kind(step: int) -> int:
+    """What the mixer takes a step of the unary part for."""
+    return step + 1 if step < 3 else 4
 
 
 TWIN: Final = Twin()

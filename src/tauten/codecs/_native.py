@@ -22,7 +22,7 @@ Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 Settings = tuple[int, ...]
 
-SETTINGS: Final = 12
+SETTINGS: Final = 10
 """Numbers that a stream's header holds; ``_mixing.py`` names them."""
 
 _SUFFIX: Final = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
