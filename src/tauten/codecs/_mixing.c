@@ -533,7 +533,7 @@ INLINE int run(State *s, int32_t *settings, float *told, size_t width, const int
     size_t r, c, root = 1;
     header(s, settings, mode);
     s->shift = (int)settings[SHIFT];
-    s->lag = (size_t)settings[LAG];
+    s->lag = settings[LAG] > 1 ? (size_t)settings[LAG] : 0;
     s->far = (size_t)settings[FAR];
     s->rise = 2;
     if (settings[TRANSPOSED]) {

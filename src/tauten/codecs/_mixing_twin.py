@@ -44,7 +44,7 @@ class _Model:
         """Code the whole matrix; ``told`` as ``Coder.measure`` has it."""
         self.header(settings)
         transposed, self.shift, self.lag, self.far, row_flags, column_flags, self.signs, *_ = self.settings
-        self.rise = 2
+        self.rise, self.lag = 2, self.lag if self.lag > 1 else 0
         if transposed:
             self.rows, self.columns = self.columns, self.rows
             self.rise = self.period if self.period > 1 else 2
