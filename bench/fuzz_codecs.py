@@ -1,9 +1,10 @@
 """Bytes that nobody should have made, against every codec and the packed file: ``python -m bench.fuzz_codecs``.
 
 Each case is bytes of a written file after bit flips, cuts, splices with another, changed whole numbers, or bytes from
-nowhere with a true beginning. It must give ``ArtifactError``, or arrays; in bounded memory and time. Any other error is
-a crash, a case of more than ten seconds a hang. Checksums are made right for half of the cases, since they would hide
-all that lies behind them. Writes ``build/bench/compression-fuzz.json``.
+nowhere with a true beginning; or a file whose heads agree with each other and claim what is not there. It must give
+``ArtifactError``, or arrays; in bounded memory and time. Any other error is a crash, as is a case of more than 256 MiB;
+one of more than ten seconds is a hang. Half of the cases pass every checksum, which would hide all that lies behind.
+Writes ``build/bench/compression-fuzz.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -28,6 +29,8 @@ import numpy as np
 
 from tauten.artifact import _packed
 from tauten.codecs import CODECS, container
+from tauten.codecs._entries import DTYPES, has_room, squeezed, write_head
+from tauten.codecs._values import Kind
 from tauten.codecs._wire import varint
 from tauten.codecs.codec import Codec
 from tauten.core.tensor import Array
@@ -88,7 +91,8 @@ def fuzz(cases: int, seed: int = 0, seconds: float = 1e9) -> Found:
         while found.cases < cases and time.monotonic() < end:
             name = draw.choice(list(targets))
             seeds, decode = targets[name]
-            data = _mutated(draw, seeds)
+            crafts = name not in ("plain", "packed") and draw.random() < 0.5
+            data = _crafted(draw, draw.choice(seeds)) if crafts else _mutated(draw, seeds)
             with mock.patch.object(container, "_checksum", _agree) if draw.random() < 0.5 else nullcontext():
                 # Memory is watched in some: watching makes everything slower.
                 _one(found, name, data, decode, watched=found.cases % 16 == 0)
@@ -158,6 +162,32 @@ def _mutated(draw: random.Random, seeds: list[bytes]) -> bytes:
             # The beginning is true, the rest is noise.
             data = data[: draw.randrange(1, 24)] + draw.randbytes(draw.randrange(120))
     return bytes(data)
+
+
+def _crafted(draw: random.Random, seed: bytes) -> bytes:
+    """A file whose heads agree with each other, and claim more or else than what is packed."""
+    parts: list[bytes] = []
+    total, previous = 0, b""
+    for stored in container.entries(seed):
+        head, payload = stored.head, bytearray(stored.payload)
+        if draw.random() < 0.5:
+            sides = (0, 1, 2, 3, 7, 64, 2 ** draw.randrange(22))
+            shape = tuple(draw.choice((side, 2 * side, *sides)) for side in head.shape)
+            head = replace(head, shape=shape if has_room(shape) else head.shape)
+        if draw.random() < 0.2:
+            head = replace(head, coder=draw.randrange(4))
+        if draw.random() < 0.1:
+            head = replace(head, dtype=np.dtype(draw.choice(DTYPES)))
+        if draw.random() < 0.1:
+            head = replace(head, joined=not head.joined, checked=head.joined)
+        if payload and draw.random() < 0.4:
+            payload[draw.randrange(len(payload))] = draw.randrange(256)
+        part = write_head(head, previous)
+        if head.values.kind is not Kind.CONSTANT and not head.joined:
+            part += varint(len(payload)) + payload
+        parts.append(part + (bytes(4) if head.checked else b""))
+        total, previous = total + head.nbytes, squeezed(head.name)
+    return container.MAGIC + bytes([container.VERSION]) + varint(total) + varint(len(parts)) + b"".join(parts)
 
 
 def _one(found: Found, name: str, data: bytes, decode: Callable[[bytes], Any], *, watched: bool) -> None:

@@ -21,6 +21,7 @@ DTYPES: Final[tuple[str, ...]] = get_args(DType)
 """A type is its place in here."""
 MOST_NAME_BYTES: Final = 1024
 MOST_DIMS: Final = 32
+_MOST_ELEMENTS: Final = 2**48
 _ESCAPE: Final = 15  # of four bits: the number goes on behind
 _PARTS: Final = {
     0xC0: ".weight",
@@ -70,6 +71,11 @@ class Head:
         return self.size * self.dtype.itemsize
 
 
+def has_room(shape: tuple[int, ...]) -> bool:
+    """Whether an array may have that shape: sides count where another is zero, too."""
+    return len(shape) <= MOST_DIMS and math.prod(max(1, side) for side in shape) <= _MOST_ELEMENTS
+
+
 def write_head(head: Head, previous: bytes) -> bytes:
     """The head's bytes; ``previous`` is the name before it, as bytes."""
     found = bytearray(_write_name(_squeeze(head.name), previous))
@@ -97,7 +103,7 @@ def read_head(reader: Reader, previous: bytes, most_bytes: int) -> Head:
     dtype = np.dtype(DTYPES[kind_of])
     shape = tuple(reader.varint() for _ in range(dims))
     size = math.prod(shape)
-    if size * dtype.itemsize > most_bytes or max(shape, default=0) > 2**40:
+    if size * dtype.itemsize > most_bytes or not has_room(shape):
         raise ArtifactError(f"weights: {_short(name)}: expected at most {most_bytes} bytes, got shape {_short(shape)}")
     flags = reader.byte()
     kind, turned, coder = flags & 7, bool(flags & _TURNED), flags >> _CODER_SHIFT & 3

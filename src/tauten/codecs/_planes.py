@@ -29,6 +29,8 @@ _LARGE: Final = 32 * 2**20
 _QUICK: Final = 9
 """The level for planes above ``_LARGE`` bytes: minutes would buy a few parts in a hundred."""
 _WINDOW_LOG: Final = 23
+_DESCRIPTOR: Final = b"\0"
+"""Begins each frame as ``_compressor`` writes it: no size, no checksum, no dictionary."""
 _PROBE: Final = 2**16
 _MOST_RATIO: Final = 2**15
 """No block of Zstandard tells more bytes with one of its own."""
@@ -83,8 +85,8 @@ def decode_levels(data: bytes | memoryview, rows: int, columns: int) -> Levels:
 
 
 def pack(data: bytes | bytearray | memoryview, level: int) -> bytes:
-    """Bytes in one frame of Zstandard without magic number, size and checksum, which stand elsewhere."""
-    return _compressor(len(data), level).compress(data)
+    """Bytes in one frame of Zstandard, less what stands elsewhere: magic number, descriptor, size and checksum."""
+    return _compressor(len(data), level).compress(data)[len(_DESCRIPTOR) :]
 
 
 def unpack(data: bytes | memoryview, size: int) -> bytes:
@@ -93,7 +95,8 @@ def unpack(data: bytes | memoryview, size: int) -> bytes:
         raise ArtifactError(f"expected {size} bytes, which {len(data)} packed ones cannot hold")
     unpacker = zstandard.ZstdDecompressor(max_window_size=2**_WINDOW_LOG, format=zstandard.FORMAT_ZSTD1_MAGICLESS)
     try:
-        found = unpacker.decompress(data, max_output_size=max(size, 1), allow_extra_data=False)
+        # The descriptor says that the frame states no size of its own, which would be allocated unseen.
+        found = unpacker.decompress(_DESCRIPTOR + data, max_output_size=max(size, 1), allow_extra_data=False)
     except zstandard.ZstdError as fault:
         raise ArtifactError(f"packed bytes are damaged: {fault}") from None
     if len(found) != size:

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from tauten.codecs._entries import DTYPES, MOST_DIMS, Head, read_head, squeezed, write_head
+from tauten.codecs._entries import DTYPES, Head, has_room, read_head, squeezed, write_head
 from tauten.codecs._packing import HUFFMAN, MIXING, PLANES, Plan, check_column, pack_all, unpack_one
 from tauten.codecs._values import Kind
 from tauten.codecs._wire import Reader, varint
@@ -66,7 +66,7 @@ def iter_encode(arrays: Mapping[str, Array], plan: Plan) -> Iterator[bytes]:
     names = sorted(arrays)
     for name in names:
         squeezed(name)
-        if arrays[name].dtype.name not in DTYPES or arrays[name].ndim > MOST_DIMS:
+        if arrays[name].dtype.name not in DTYPES or not has_room(arrays[name].shape):
             raise ConfigError(f"weights: {name!r}: the format has no room for {arrays[name].dtype}{arrays[name].shape}")
     total = sum(array.nbytes for array in arrays.values())
     yield MAGIC + bytes([VERSION]) + varint(total) + varint(len(names))
