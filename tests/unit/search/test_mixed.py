@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import tauten
 from tauten.artifact.read import read_artifact
 from tauten.make.search.evaluator import Sampling
-from tauten.make.search.mixed import TRIALS, Bisection, mix, quicken
+from tauten.make.search.mixed import mix, quicken
 from tauten.make.search.recipe import Recipe, pass_from_json
 from tauten.make.search.workshop import Order, Workshop
 from tauten.make.search.workspace import Workspace
@@ -52,21 +50,6 @@ def fragile() -> tauten.Task:
     return tauten.Task(name="fragile", model=model, inputs=(spec,), calibrate=batches[:2], validate=batches[2:])
 
 
-@given(count=st.integers(1, 400), least=st.integers(1, 400))
-def test_the_least_number_that_holds_is_found_or_one_that_holds_within_the_trials(count: int, least: int) -> None:
-    search = Bisection(count)
-    while (number := search.ask()) is not None:
-        assert 0 < number < count
-        search.tell(number, number >= least)
-    assert len(search.asked) <= TRIALS
-    assert len(set(search.asked)) == len(search.asked)
-    assert (search.holds is not None) == (least < count)
-    if search.holds is not None:
-        assert search.holds >= least
-        if count <= 8:
-            assert search.holds == least
-
-
 def test_the_layer_that_eight_bits_break_stays_in_float_and_the_result_says_why(tmp_path: Path) -> None:
     result = tauten.optimize(
         fragile(),
@@ -85,6 +68,9 @@ def test_the_layer_that_eight_bits_break_stays_in_float_and_the_result_says_why(
     assert (kept.path, kept.precision, mixed.mixed.of) == ("head", "float32", 3)
     assert kept.noise is not None
     assert kept.noise > 0.01
+    assert "of all layers' noise, for" in kept.why
+    # Two layers have one weight in eight bits, so that whose time is whose is not known: bytes count.
+    assert (mixed.mixed.unit, kept.cost, mixed.mixed.cost, mixed.mixed.saved) == ("bytes", 24, 24, 96)
     assert [(trial.kept, trial.holds) for trial in mixed.mixed.tried][-1] == (1, True)
     assert "int8 loses" in mixed.mixed.why
     assert result.best is not None

@@ -1,29 +1,34 @@
 """Mixed precision: which layers stay in a higher one, because quality asks for it or because they are faster so.
 
-For quality the layers are sorted by what the outputs lose when one layer alone is quantized. How many of the first stay
-in a higher precision is then found on written artifacts: as few as hold the budget (in the manner of HAWQ; Dong et al.,
-2019, with measured noise in place of second derivatives, and a measured drop in place of a sum over layers).
+For quality the layers are sorted by what the outputs lose when one layer alone is quantized, over what keeping it
+costs: the time that it takes more in the file in float than in the quantized one, by the engine's profile, or its
+bytes. How many of the first stay in a higher precision is then found on written artifacts: as few as hold the budget,
+and of those the dear ones that are not needed are rolled back (in the manner of HAWQ; Dong et al., 2019, with measured
+noise in place of second derivatives, measured time in place of bits, and a measured drop in place of a sum over
+layers).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
 
 from torch import nn
 
 from tauten.artifact.read import Artifact
 from tauten.errors import TautenError
 from tauten.make.model.model import QUANTIZED
+from tauten.make.search.assignment import Assignment, order_by_worth
+from tauten.make.search.evaluator import rows
+from tauten.make.search.layer_costs import layer_bytes, layer_times
 from tauten.make.search.recipe import Recipe
 from tauten.make.search.result import Entry, KeptLayer, Mixed, MixedTrial
 from tauten.make.search.strategies._strategy import Trial
+from tauten.make.search.tried import Costs
 from tauten.make.search.workshop import Workshop
 
-TRIALS: Final = 5
-"""Artifacts at most on the way to one mixed precision."""
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NOISE: Final = "lost in noise"
 """What a lowering says of answers of which nothing is left, in the error that it refuses them with."""
@@ -31,94 +36,128 @@ Found = tuple[Artifact, Mixed, bool]
 """The artifact, what is told of it, and whether an earlier run had made it."""
 
 
-@dataclass
-class Bisection:
-    """The least number above 0 and below ``count`` that holds; 0 does not. Numbers are halved on a logarithmic scale.
-
-    Few layers cost most of the quality as a rule, so that small numbers are looked at more closely than large ones.
-    """
-
-    count: int
-    trials: int = TRIALS
-    fails: int = 0
-    holds: int | None = None
-    asked: list[int] = field(default_factory=list)
-
-    def ask(self) -> int | None:
-        """The next number to try, or ``None``."""
-        end = self.count if self.holds is None else self.holds
-        if end - self.fails <= 1 or len(self.asked) >= self.trials:
-            return None
-        last = len(self.asked) + 1 == self.trials and self.holds is None
-        middle = round(math.sqrt(max(self.fails, 1) * end))
-        self.asked.append(end - 1 if last else min(max(middle, self.fails + 1), end - 1))
-        return self.asked[-1]
-
-    def tell(self, number: int, holds: bool) -> None:
-        """What came of it."""
-        if holds:
-            self.holds = number
-        else:
-            self.fails = number
-
-
 def mixes_by_hand(recipe: Recipe, names: Collection[str]) -> bool:
     """Whether one of ``names`` is what a mixture of ``recipe`` would be called: the user has made one."""
     return any(name.startswith(f"{recipe.name}-mixed") for name in names)
 
 
-def mix(shop: Workshop, recipe: Recipe, entry: Entry | None, max_drop: float | None, left: int = 0) -> Found | None:
-    """``recipe`` with as few layers as possible in a higher precision so that it loses no more than ``max_drop``.
+def mix(
+    shop: Workshop,
+    recipe: Recipe,
+    entry: Entry | None,
+    max_drop: float | None,
+    left: int = 0,
+    unit: Literal["ms", "bytes"] = "ms",
+) -> Found | None:
+    """``recipe`` with the cheapest layers in a higher precision with which it loses no more than ``max_drop``.
 
     ``None`` where it holds that already, where the float model does not hold it either, where the pass that quantizes
     trains or cannot leave layers out, or where no mixture holds it. Layers of a 4-bit recipe stay in eight bits, others
     in float. The one that is found has the name ``NAME-mixed-K`` with K layers kept. ``entry`` is what came of the
-    recipe itself; ``None`` where nothing was left of the answers.
+    recipe itself; ``None`` where nothing was left of the answers. Cheap is what takes least time, or fewest bytes where
+    that is the ``unit``, where the recipe has four bits, and where the engine tells no times.
     """
     at = _place(recipe)
     drop = entry.drop_points if entry else None
     if at is None or max_drop is None or (drop is not None and drop.value <= max_drop):
         return None
     step: Any = recipe.passes[at]
-    precision = "int8" if getattr(step, "bits", 8) == 4 else "float32"
+    bits = getattr(step, "bits", 8)
+    precision = "int8" if bits == 4 else "float32"
     try:
         # What the other passes lost, no layer's precision brings back.
         rest = replace(recipe, name=f"{recipe.name}-float", passes=recipe.passes[:at] + recipe.passes[at + 1 :])
-        if _lost(shop.make(rest, left)[0]) > max_drop:
+        whole = shop.make(rest, left)[0]
+        if _lost(whole) > max_drop:
             return None
         shop.order.observer.stage(f"look for the layers that cost {recipe.name} most", left)
         noise = shop.builder.sensitivity(recipe, at)
+        kept = dict(step.layers)
+        noise = {path: share for path, share in noise.items() if path not in kept}
+        costs = layer_bytes(shop.builder.before(recipe, at).module, noise, bits, 8 if bits == 4 else 32)
+        if unit == "ms" and entry is not None and bits != 4:
+            costs = _times(shop, shop.make(recipe, left)[0], whole, costs)
     except TautenError as fault:
         shop.order.observer.refused(f"{recipe.name}-mixed", str(fault))
         return None
-    kept = dict(step.layers)
-    order = sorted((path for path in noise if path not in kept), key=lambda path: (-noise[path], path))
-    search = Bisection(len(order))
+    search = Assignment(order_by_worth(noise, costs.by_layer), noise, costs.by_layer)
     tried: list[MixedTrial] = []
     best: tuple[Artifact, bool] | None = None
-    while (count := search.ask()) is not None:
-        trial = _keeping(recipe, at, f"{recipe.name}-mixed-{count}", order[:count], precision)
+    while (paths := search.ask()) is not None:
+        again = sum(trial.kept == len(paths) for trial in tried)
+        name = f"{recipe.name}-mixed-{len(paths)}" + (f"-{again + 1}" if again else "")
+        told = MixedTrial(name=name, kept=len(paths), cost=sum(costs.by_layer[path] for path in paths))
         try:
-            artifact, reused = shop.make(trial, left)
+            artifact, reused = shop.make(_keeping(recipe, at, name, paths, precision), left)
         except TautenError as fault:
-            shop.order.observer.refused(trial.name, str(fault))
-            tried.append(MixedTrial(name=trial.name, kept=count))
-            search.tell(count, False)
+            shop.order.observer.refused(name, str(fault))
+            tried.append(told)
+            search.tell(False)
             continue
         lost = _lost(artifact)
-        tried.append(MixedTrial(name=trial.name, kept=count, drop_points=lost, holds=lost <= max_drop))
-        search.tell(count, lost <= max_drop)
+        tried.append(told.model_copy(update={"drop_points": lost, "holds": lost <= max_drop}))
+        search.tell(lost <= max_drop)
         if lost <= max_drop:
             best = artifact, reused
-    if best is None or search.holds is None:
+    if best is None or search.kept is None:
         return None
-    layers = tuple(KeptLayer(path=path, precision=precision, noise=noise[path]) for path in order[: search.holds])
-    told = f"loses {drop.value:.2f} points, more than {max_drop:g}" if drop else "answers with noise"
-    why = (
-        f"{recipe.name} {told}; with the "
-        f"{search.holds} of {len(order)} layers that cost most in {precision} it loses {_lost(best[0]):.2f}"
+    answers = f"loses {drop.value:.2f} points, more than {max_drop:g}" if drop else "answers with noise"
+    return (
+        best[0],
+        _told(recipe.name, answers, search.kept, precision, noise, costs, tuple(tried), _lost(best[0])),
+        best[1],
     )
-    return best[0], Mixed(base=recipe.name, layers=layers, of=len(order), tried=tuple(tried), why=why), best[1]
+
+
+def _times(shop: Workshop, low: Artifact, high: Artifact, weigh: Costs) -> Costs:
+    """What the layers cost by time, from an earlier run on the same files where there is one."""
+    key = hashlib.sha256(f"{low.manifest.key} {high.manifest.key}".encode()).hexdigest()
+    found = shop.workspace.load_costs(key)
+    if found is None or found.by_layer.keys() != weigh.by_layer.keys():
+        shop.order.observer.step("time the layers in both precisions", 0.9)
+        found = layer_times(low, high, rows(shop.order.task, 1), shop.order.target.threads, weigh)
+        shop.workspace.save_costs(key, found)
+    return found
+
+
+def _told(
+    base: str,
+    answers: str,
+    kept: Sequence[str],
+    precision: str,
+    noise: Mapping[str, float],
+    costs: Costs,
+    tried: tuple[MixedTrial, ...],
+    lost: float,
+) -> Mixed:
+    """What the result says of a mixture that was found."""
+    by_layer, total = costs.by_layer, sum(noise.values())
+    layers = [
+        KeptLayer(
+            path=path,
+            precision=precision,
+            noise=noise[path],
+            cost=by_layer[path],
+            why=f"{noise[path] / total if total else 0:.1%} of all layers' noise, for {costs.text(by_layer[path])}",
+        )
+        for path in kept
+    ]
+    cost = sum(by_layer[path] for path in kept)
+    saved = sum(by_layer.values()) - cost
+    why = (
+        f"{base} {answers}; with {len(kept)} of {len(noise)} layers in {precision}, which take most noise away for "
+        f"what they cost, it loses {lost:.2f}. That is {costs.text(cost)}; the others too would be {costs.text(saved)}"
+    )
+    return Mixed(
+        base=base,
+        layers=tuple(layers),
+        of=len(noise),
+        tried=tried,
+        unit=costs.unit,
+        cost=cost,
+        saved=saved,
+        why=why,
+    )
 
 
 def quicken(shop: Workshop, recipe: Recipe) -> Found | None:
@@ -145,7 +184,7 @@ def quicken(shop: Workshop, recipe: Recipe) -> Found | None:
     if gain.ratio_low <= 1:
         return None
     why = f"{recipe.name} is {gain.text} when its first convolution stays in float32"
-    layers = (KeptLayer(path=found[0], precision="float32"),)
+    layers = (KeptLayer(path=found[0], precision="float32", why=f"measured {gain.text} with it"),)
     return artifact, Mixed(base=recipe.name, layers=layers, of=len(found), why=why), reused
 
 

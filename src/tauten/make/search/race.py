@@ -22,6 +22,8 @@ from tauten.run.measure.session import Timing
 
 Precision = Literal["float32", "int8"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
+_IN_TIMES: Final = 1.1
+"""A ratio of times from which on it is told as one; below, in percent."""
 
 
 def race(shop: Workshop) -> tuple[EngineTried, ...]:
@@ -143,8 +145,13 @@ def _reason(
         return "the fastest" if len(timings) > 1 else "the only one"
     times = faster(timings[winner], timings[index])
     if times.ratio_low > 1:
-        return f"{times.ratio:.3g} times the time of {spell(rows[winner])}"
+        return f"{_slower(times.ratio)} {spell(rows[winner])}"
     return f"no faster than {spell(rows[winner])} outside the noise"
+
+
+def _slower(ratio: float) -> str:
+    """A ratio above 1 of two times in words: a percentage where "1 times" would say nothing."""
+    return f"{ratio:.3g} times the time of" if ratio >= _IN_TIMES else f"{100 * (ratio - 1):.2g} % slower than"
 
 
 def spell(row: EngineTried) -> str:

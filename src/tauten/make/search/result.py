@@ -15,32 +15,43 @@ Measures = dict[str, Measure | dict[str, Measure]]
 
 
 class KeptLayer(Value):
-    """A layer that stays in a higher precision than the others, and why: ``noise``, where that was what was measured.
+    """A layer that stays in a higher precision than the others, and why.
 
-    ``noise`` is the outputs' noise power over their power when this layer alone is quantized.
+    ``noise`` is the outputs' noise power over their power when this layer alone is quantized, ``cost`` what keeping it
+    costs in the unit of ``Mixed``; both where they were measured.
     """
 
     path: str
     precision: str
     noise: float | None = None
+    cost: float | None = None
+    why: str = ""
 
 
 class MixedTrial(Value):
-    """One written artifact on the way to a mixed precision: how many layers were kept, and what was lost."""
+    """One written artifact on the way to a mixed precision: how many layers were kept, their cost, what was lost."""
 
     name: str
     kept: Annotated[int, Field(ge=0)]
+    cost: float | None = None
     drop_points: float | None = None
     holds: bool = False
 
 
 class Mixed(Value):
-    """Which layers of a candidate stay in a higher precision, why, and what was tried on the way."""
+    """Which layers of a candidate stay in a higher precision, why, and what was tried on the way.
+
+    Costs are in ``unit``: milliseconds at batch 1 by the engine's profile, or bytes. ``cost`` is that of the layers
+    kept, ``saved`` what the others would cost besides.
+    """
 
     base: str
     layers: tuple[KeptLayer, ...]
     of: Annotated[int, Field(ge=0)]
     tried: tuple[MixedTrial, ...] = ()
+    unit: Literal["ms", "bytes"] | None = None
+    cost: float | None = None
+    saved: float | None = None
     why: str
 
 

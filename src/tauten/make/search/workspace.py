@@ -8,7 +8,8 @@
       pictures/                               PNG files of either
       candidates/NAME/                        one artifact each, with its key and measures in its manifest
       adapt.json                              written when a run of adapt ends
-      .state/                                 trained weights of the task, checkpoints of trainings, and the lock
+      .state/                                 trained weights of the task, checkpoints of trainings, the notes of coded
+                                              candidates, and the lock
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from pathlib import Path
 
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.codecs.plain import PLAIN
+from tauten.core.record import Record
 from tauten.core.tensor import Arrays
 from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError
-from tauten.make.search.tried import Raced, Tried
+from tauten.make.search.tried import Costs, Kept, Raced, Tried
 
 
 class Workspace:
@@ -102,6 +104,17 @@ class Workspace:
         """Keep what was found of a trial."""
         _replace(self._state / f"trial-{key}.json", json.dumps(found.to_json()).encode())
 
+    def load_history(self, key: str) -> tuple[Record, ...] | None:
+        """What was done to a candidate, with all notes, where an earlier run or this one kept it."""
+        try:
+            return Kept.from_json(json.loads((self._state / f"history-{key}.json").read_text("utf-8"))).history
+        except (OSError, ValueError):
+            return None
+
+    def save_history(self, key: str, history: tuple[Record, ...]) -> None:
+        """Keep what was done to a candidate whose own manifest has no room for notes."""
+        _replace(self._state / f"history-{key}.json", json.dumps(Kept(history=history).to_json()).encode())
+
     def load_race(self, key: str) -> Raced | None:
         """What an earlier run found of engines, where it is whole."""
         try:
@@ -112,6 +125,17 @@ class Workspace:
     def save_race(self, key: str, found: Raced) -> None:
         """Keep what was found of engines."""
         _replace(self._state / f"race-{key}.json", json.dumps(found.to_json()).encode())
+
+    def load_costs(self, key: str) -> Costs | None:
+        """What an earlier run found that layers cost, where it is whole."""
+        try:
+            return Costs.from_json(json.loads((self._state / f"costs-{key}.json").read_text("utf-8")))
+        except (OSError, ValueError):
+            return None
+
+    def save_costs(self, key: str, found: Costs) -> None:
+        """Keep what was found that layers cost."""
+        _replace(self._state / f"costs-{key}.json", json.dumps(found.to_json()).encode())
 
     def withdraw(self) -> None:
         """Take back the last run's answer: from here on it would be about another question."""

@@ -4,36 +4,47 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
+from tauten.run.engines._onnx_names import Named
 from tauten.run.engines.engine import OperationTime
 
 _WRAPPERS: Final = ("If", "Loop", "Scan")  # their time is that of the operations inside
+_END: Final = "_kernel_time"
 _TYPES: Final = {"float": "float32", "double": "float64", "uint8": "int8"}
 
 
-def read_profile(data: bytes, repeats: int, is_int8: Callable[[str], bool], prefix: str = "") -> list[OperationTime]:
+def read_profile(
+    data: bytes, repeats: int, is_int8: Callable[[str], bool], named: Named, weights: Collection[str], prefix: str = ""
+) -> list[OperationTime]:
     """The mean time of each operation over ``repeats`` calls, in the order they ran; the call before those is left out.
 
-    ``data`` is the JSON that a session with profiling on has written; ``prefix`` goes before each name.
+    ``data`` is the JSON that a session over the ``named`` graph has written with profiling on; ``weights`` are the
+    names of all weights. ``prefix`` goes before each name.
     """
     spent: Counter[str] = Counter()
-    kinds: dict[str, tuple[str, str]] = {}
-    for event in json.loads(data):
-        kind = event.get("args", {}).get("op_name", "")
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or kind in _WRAPPERS:
+    kinds: dict[str, tuple[str, str, str]] = {}
+    events = [
+        (event, event["args"].get("op_name", ""), event["name"].removesuffix(_END))
+        for event in json.loads(data)
+        if event.get("cat") == "Node" and event["name"].endswith(_END)
+    ]
+    read = named.weights({label: kind for _, kind, label in events}, weights)
+    for event, kind, label in events:
+        if kind in _WRAPPERS:
             continue
-        # Nodes of a lowered graph have no names of their own; their number tells them apart.
-        label = event["name"].removesuffix("_kernel_time") or kind
-        name = f"{prefix}{label}#{event['args'].get('node_index', '')}"
+        # The name is of our making, and one operation may have become several; their number tells them apart.
+        name = f"{prefix}{kind}#{event['args'].get('node_index', '')}"
         if name not in kinds:
-            kinds[name] = kind, "int8" if is_int8(kind) else _precision(event["args"])
+            kinds[name] = kind, "int8" if is_int8(kind) else _precision(event["args"]), read.get(label, "")
         else:
             spent[name] += event["dur"]
     return [
-        OperationTime(name=name, kind=kind, precision=precision, milliseconds=spent[name] / 1e3 / repeats)
-        for name, (kind, precision) in kinds.items()
+        OperationTime(
+            name=name, kind=kind, precision=precision, milliseconds=spent[name] / 1e3 / repeats, weight=weight
+        )
+        for name, (kind, precision, weight) in kinds.items()
     ]
 
 

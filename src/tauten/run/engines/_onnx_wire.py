@@ -78,9 +78,9 @@ def _walk(data: bytes, start: int, end: int, message: str, path: str, found: Sur
         raise ArtifactError(f"graph: messages inside messages more than {_MAX_DEPTH} deep")
     children = _CHILDREN[message]
     seen: set[int] = set()
-    for number, wire, begin, stop in _fields(data, start, end):
+    for number, wire, begin, stop in fields(data, start, end):
         if message == "Node" and number == _NODE_OP_TYPE and wire == _BYTES:
-            found.operations[_text(data, begin, stop)] += 1
+            found.operations[text(data, begin, stop)] += 1
         if number not in children:
             continue
         child, repeats = children[number]
@@ -97,7 +97,7 @@ def _walk(data: bytes, start: int, end: int, message: str, path: str, found: Sur
 def _tensor(data: bytes, start: int, end: int, path: str, found: Survey) -> None:
     dims: list[int] = []
     name, kinds, locations, entries = "", [0], [0], []
-    for number, wire, begin, stop in _fields(data, start, end):
+    for number, wire, begin, stop in fields(data, start, end):
         if number == _TENSOR_DIMS:
             dims += list(_varints(data, begin, stop))
         elif number == _TENSOR_TYPE and wire == _VARINT:
@@ -105,7 +105,7 @@ def _tensor(data: bytes, start: int, end: int, path: str, found: Survey) -> None
         elif number == _TENSOR_LOCATION and wire == _VARINT:
             locations += _varints(data, begin, stop)
         elif number == _TENSOR_NAME and wire == _BYTES:
-            name = _text(data, begin, stop)
+            name = text(data, begin, stop)
         elif number == _TENSOR_ENTRY and wire == _BYTES:
             entries.append(_entry(data, begin, stop))
         elif number in (_TENSOR_TYPE, _TENSOR_NAME, _TENSOR_ENTRY, _TENSOR_LOCATION):
@@ -129,13 +129,13 @@ def _tensor(data: bytes, start: int, end: int, path: str, found: Survey) -> None
 
 def _entry(data: bytes, start: int, end: int) -> tuple[str, str]:
     """A StringStringEntryProto; its two fields once each."""
-    given = {number: (begin, stop) for number, wire, begin, stop in _fields(data, start, end) if wire == _BYTES}
-    if set(given) != {1, 2} or sum(1 for _ in _fields(data, start, end)) != 2:
+    given = {number: (begin, stop) for number, wire, begin, stop in fields(data, start, end) if wire == _BYTES}
+    if set(given) != {1, 2} or sum(1 for _ in fields(data, start, end)) != 2:
         raise ArtifactError("graph: external data is malformed")
-    return _text(data, *given[1]), _text(data, *given[2])
+    return text(data, *given[1]), text(data, *given[2])
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """``(number, wire type, begin, stop)`` of each field's value between ``start`` and ``end``."""
     position = start
     while position < end:
@@ -176,7 +176,8 @@ def _varints(data: bytes, start: int, end: int) -> Iterator[int]:
         yield value
 
 
-def _text(data: bytes, start: int, end: int) -> str:
+def text(data: bytes, start: int, end: int) -> str:
+    """A text of a message."""
     try:
         return data[start:end].decode()
     except UnicodeDecodeError:

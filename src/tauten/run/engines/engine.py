@@ -18,12 +18,14 @@ class OperationTime:
 
     ``name`` is the backend's own, ``kind`` the operation's (``Convolution``). ``precision`` is what it computes in:
     ``int8``, ``int4``, ``float32``, ``float16``, ``bfloat16`` or another type's name; empty where that is not known.
+    ``weight`` names the artifact's weight that it multiplies with; empty where there is none or the backend hides it.
     """
 
     name: str
     kind: str
     precision: str
     milliseconds: float
+    weight: str = ""
 
 
 class Engine(ABC):

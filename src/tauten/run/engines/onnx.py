@@ -21,6 +21,7 @@ from tauten.artifact.manifest import Stage
 from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, EngineError
+from tauten.run.engines._onnx_names import name_nodes
 from tauten.run.engines._onnx_profile import read_profile
 from tauten.run.engines._onnx_threads import Threads
 from tauten.run.engines._onnx_wire import survey
@@ -116,16 +117,18 @@ class Onnx(Engine):
             for index, option in enumerate(options):
                 option.enable_profiling = True
                 option.profile_file_prefix = str(Path(folder) / str(index))
-            sessions = _sessions(self._artifact, options)
+            named = [name_nodes(graph) for graph in self._artifact.graphs()]
+            sessions = _sessions(self._artifact, options, [one.graph for one in named])
             watched = type(self)(sessions, self._artifact, self._threads)
             for _ in range(repeats + 1):  # the first call makes room for the others, and is not counted
                 watched.run(inputs)
             files = [Path(session.end_profiling()).read_bytes() for session in sessions]
         prefixes = [f"{name}: " for name in names] if len(names) > 1 else [""]
+        weights = self._artifact.weights()
         return tuple(
             time
-            for data, prefix in zip(files, prefixes, strict=True)
-            for time in read_profile(data, repeats, _is_int8, prefix)
+            for data, one, prefix in zip(files, named, prefixes, strict=True)
+            for time in read_profile(data, repeats, _is_int8, one, weights, prefix)
         )
 
     def close(self) -> None:
@@ -150,11 +153,13 @@ def _options(threads: Threads) -> onnxruntime.SessionOptions:
     return options
 
 
-def _sessions(artifact: Artifact, options: Sequence[onnxruntime.SessionOptions]) -> list[onnxruntime.InferenceSession]:
-    """A session for each graph of the artifact, set up by one of ``options`` each."""
+def _sessions(
+    artifact: Artifact, options: Sequence[onnxruntime.SessionOptions], graphs: Sequence[bytes] = ()
+) -> list[onnxruntime.InferenceSession]:
+    """A session for each graph of the artifact, or for others in their place, set up by one of ``options`` each."""
     providers = choose_providers(artifact, onnxruntime.get_available_providers())
     provider = providers[0][0]
-    graphs, weights = artifact.graphs(), artifact.weights()
+    graphs, weights = graphs or artifact.graphs(), artifact.weights()
     wanted = _check_weights(artifact, graphs, weights)
     onnxruntime.disable_telemetry_events()
     sessions = []

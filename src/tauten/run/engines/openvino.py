@@ -21,6 +21,7 @@ from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError, EngineError, ExtraMissing
 from tauten.run.engines._openvino_ir import read_graph
+from tauten.run.engines._openvino_names import read_weights
 from tauten.run.engines._telemetry import no_telemetry
 from tauten.run.engines._threads import unmet
 from tauten.run.engines.engine import Engine, OperationTime
@@ -180,10 +181,9 @@ class OpenVino(Engine):
             graph = parse(self._artifact.graph(), self._artifact.weights())
             compiled = self._compile(batch if batch in self._fixed else None, graph=graph, counted=True)
             arrays = [inputs[name] for name in self._names]
-            precisions = {
-                operation.get_friendly_name(): _precision(operation, self._settings)
-                for operation in compiled.model.get_runtime_model().get_ops()
-            }
+            running = compiled.model.get_runtime_model().get_ops()
+            precisions = {one.get_friendly_name(): _precision(one, self._settings) for one in running}
+            weights = read_weights(graph, running, self._artifact.weights())
             compiled.run(arrays)
             spent: Counter[tuple[str, str]] = Counter()
             for _ in range(repeats):
@@ -195,9 +195,12 @@ class OpenVino(Engine):
         except RuntimeError as fault:
             raise EngineError(f"{self._artifact.path}: OpenVINO: {one_line(fault)}") from fault
         return tuple(
-            OperationTime(name=name, kind=kind, precision=precisions.get(name, ""), milliseconds=milliseconds)
-            for (name, kind), milliseconds in spent.items()
-        )
+            OperationTime(
+                name=name, kind=kind, precision=precisions.get(name, ""), milliseconds=spent[name, kind],
+                weight=weights.get(name, "") if _multiplies(kind) else "",
+            )
+            for name, kind in spent
+        )  # fmt: skip
 
     def close(self) -> None:
         with self._opening:

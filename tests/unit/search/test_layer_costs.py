@@ -1,0 +1,80 @@
+"""What a layer costs in a higher precision: by the clock of the engine, or by its bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tauten
+from tauten.artifact.read import Artifact
+from tauten.core.target import Target
+from tauten.make.lower import LOWERINGS
+from tauten.make.lower.artifact import to_artifact
+from tauten.make.model.build import to_model
+from tauten.make.model.pass_ import Context
+from tauten.make.search.layer_costs import layer_bytes, layer_times
+from tauten.run.engines import load
+
+PATHS = ("wide", "deep", "by", "head")
+
+
+class Net(nn.Module):
+    """A convolution, one that is much more work, one a channel, and a linear layer after a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.deep = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 64, 5, padding=2)
+        self.by, self.head = nn.Conv2d(64, 64, 3, padding=1, groups=64), nn.Linear(64, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.deep(torch.relu(self.wide(x))))
+        return self.head((x + torch.relu(self.by(x))).mean((2, 3)))
+
+
+def task() -> tauten.Task:
+    torch.manual_seed(0)
+    data = np.random.default_rng(0).standard_normal((16, 3, 24, 24)).astype(np.float32)
+    spec = tauten.TensorSpec(name="x", shape=("batch", 3, 24, 24))
+    return tauten.Task(name="net", model=Net().eval(), inputs=(spec,), calibrate=[data])
+
+
+def both(folder: Path, engine: str) -> tuple[Artifact, Artifact]:
+    """The model in eight bits and in float."""
+    whole = task()
+    target = Target(name="test", engine=engine)
+    made = []
+    for name, model in (("int8", tauten.quantize(whole)), ("float", to_model(whole))):
+        lowered = LOWERINGS.get(engine)(model, target, Context(whole, model.module))
+        made.append(to_artifact(lowered, folder / name, name=name, engine=engine, target=target))
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_every_layer_has_its_time_and_the_largest_costs_most(engine: str, tmp_path: Path) -> None:
+    low, high = both(tmp_path, engine)
+    sample = {"x": np.ones((1, 3, 24, 24), np.float32)}
+    for artifact in (low, high):
+        weights = {one.weight for one in load(artifact, threads=1).profile(sample, 1)} - {""}
+        assert len(weights) == len(PATHS)
+        assert weights <= set(artifact.weights())
+    weigh = layer_bytes(Net(), PATHS, 8, 32)
+    assert weigh.by_layer["deep"] == 3 * 16 * 64 * 25
+    costs = layer_times(low, high, sample, 1, weigh)
+    assert costs.unit == "ms"
+    assert set(costs.by_layer) == set(PATHS)
+    assert max(costs.by_layer, key=lambda path: costs.by_layer[path]) == "deep"
+    assert costs.text(-0.5) == "0.5 ms less"
+
+
+def test_where_the_engine_tells_no_times_bytes_count(tmp_path: Path) -> None:
+    model = to_model(task())
+    target = Target(name="test", engine="eager")
+    lowered = LOWERINGS.get("eager")(model, target, Context(task(), model.module))
+    artifact = to_artifact(lowered, tmp_path / "eager", name="eager", engine="eager", target=target)
+    weigh = layer_bytes(Net(), PATHS, 8, 32)
+    assert layer_times(artifact, artifact, {"x": np.ones((1, 3, 24, 24), np.float32)}, 1, weigh) is weigh
+    assert weigh.text(1536) == "1,536 bytes more"
