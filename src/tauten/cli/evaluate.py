@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tauten.run.engines.engine import Engine
 
 BATCHES = (1, 8, 16, 32)
+STARTS = 3
+"""Fresh processes in which loading and memory are measured."""
 
 
 class Split(StrEnum):
@@ -47,11 +49,13 @@ def command(
         Path | None, typer.Option(metavar="ARTIFACT", help="The original, for metrics that compare with it.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Engine threads. Default: the artifact's target.")] = None,
-    latency: Annotated[bool, typer.Option(help="Measure latency and throughput too, in a fresh process.")] = True,
+    latency: Annotated[
+        bool, typer.Option(help="Measure latency, throughput, load and memory too, in fresh processes.")
+    ] = True,
     seconds: Annotated[float, typer.Option(min=0.05, help="Measured time of latency.")] = 1.0,
     as_json: JSON = False,
 ) -> None:
-    """Measure quality, size, latency and throughput of an artifact.
+    """Measure quality, size, latency, throughput, load time and memory of an artifact.
 
     Example: `tauten evaluate build/digits/best --task digits.py:task`
     """
@@ -79,6 +83,7 @@ def command(
 def _measure(
     artifact: Artifact, engine: Engine, judged: Judged, threads: int, seconds: float | None
 ) -> dict[str, Measure]:
+    from tauten.run.measure.memory import measure_fresh
     from tauten.run.measure.quality import measure_quality
     from tauten.run.measure.session import measure_together
     from tauten.run.measure.size import measure_size
@@ -98,7 +103,9 @@ def _measure(
                 seconds=seconds,
                 progress=lambda what, share: status.update(f"{what} ({share:.0%})"),
             )
-        measures.update(timing[artifact.manifest.name].measures)
+            status.update("starting it anew")
+            measures |= measure_fresh(artifact.path, sample, threads=threads, repeats=STARTS)
+        measures |= timing[artifact.manifest.name].measures
     return measures
 
 

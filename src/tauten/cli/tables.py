@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 _ROWS = (
     ("quality", "quality"),
-    ("size_bytes", "size"),
+    ("size_bytes", "size on disk"),
     ("latency_p50_ms", "latency p50, batch 1"),
     ("latency_p95_ms", "latency p95, batch 1"),
     ("throughput_per_s.1", "throughput, batch 1"),
     ("throughput_per_s.32", "throughput, batch 32"),
+    ("load_ms", "load"),
     ("peak_memory_mib", "peak memory"),
     ("startup_ms", "start-up"),
 )
@@ -115,10 +116,12 @@ def _short(text: str, most: int = 200) -> str:
 
 def _candidates(entries: Iterable[Entry], title: str) -> Table:
     table = Table(title=title, title_justify="left")
-    for heading in ("candidate", "quality", "size", "latency p95", "misses the budget by"):
-        table.add_column(heading, justify="left" if heading.startswith(("c", "m")) else "right")
+    for heading in ("candidate", "quality", "size", "latency p95", "load", "memory", "misses the budget by"):
+        table.add_column(heading, justify="left" if heading in ("candidate", "misses the budget by") else "right")
     for entry in entries:
-        cells = [entry.measure(key) for key in ("quality", "size_bytes", "latency_p95_ms")]
+        cells = [
+            entry.measure(key) for key in ("quality", "size_bytes", "latency_p95_ms", "load_ms", "peak_memory_mib")
+        ]
         table.add_row(
             escape(entry.name), *(number(cell) if cell else "" for cell in cells), "; ".join(entry.violations)
         )

@@ -18,6 +18,7 @@ MEASURES = (
     "latency_p95_ms",
     "latency_p99_ms",
     "throughput_per_s",
+    "load_ms",
     "peak_memory_mib",
     "startup_ms",
 )
@@ -118,6 +119,7 @@ COLUMNS = {
     "size_bytes": "Size",
     "latency_p50_ms": "p50",
     "latency_p95_ms": "p95",
+    "load_ms": "Load",
     "peak_memory_mib": "Memory",
 }
 
@@ -128,7 +130,7 @@ def candidates(run: Run) -> list[CandidateRow]:
     return [
         CandidateRow(
             name=entry.name,
-            steps=[step_text(step) for step in entry.steps],
+            steps=[*(step_text(step) for step in entry.steps), *_coding(entry)],
             cells=tuple(Cell.of(entry.measure(name)) for name in COLUMNS),
             fits=entry.fits,
             violations=entry.violations,
@@ -137,6 +139,12 @@ def candidates(run: Run) -> list[CandidateRow]:
         )
         for entry in run.candidates
     ]
+
+
+def _coding(entry: Entry) -> list[str]:
+    """How the weights are coded, where they are."""
+    codec = (entry.raw.get("recipe") or {}).get("codec", "plain")
+    return [] if codec == "plain" else [f"coded by {codec}"]
 
 
 def step_text(step: Mapping[str, Any]) -> str:
@@ -272,7 +280,8 @@ def mixed(entry: Entry) -> tuple[str, list[tuple[str, str]]] | None:
     for layer in told.get("layers") or []:
         noise = layer.get("noise")
         cost = f", the outputs' noise with it alone quantized: {noise:.3g} of their power" if noise is not None else ""
-        rows.append((str(layer.get("path", "")), f"{layer.get('precision', '')}{cost}"))
+        why = f"; {layer['why']}" if layer.get("why") else ""
+        rows.append((str(layer.get("path", "")), f"{layer.get('precision', '')}{cost}{why}"))
     return str(told.get("why", "")), rows
 
 

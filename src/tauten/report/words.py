@@ -21,6 +21,7 @@ NAMES = {
     "throughput_per_s": "Throughput",
     "peak_memory_mib": "Peak memory",
     "startup_ms": "Start to first answer",
+    "load_ms": "Load: read, check, decode",
 }
 
 

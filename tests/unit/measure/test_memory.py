@@ -21,12 +21,13 @@ def test_peak_memory_is_that_of_the_fresh_process_alone(artifact_of: Make) -> No
     light = measure_fresh(artifact_of("strict"), large_sample, threads=1, repeats=2)
     heavy = measure_fresh(artifact_of("heavy"), SAMPLE, threads=1, repeats=2)
     assert ballast.any()
-    assert set(light) == {"peak_memory_mib", "startup_ms"}
+    assert set(light) == {"peak_memory_mib", "startup_ms", "load_ms"}
     assert 10 < light["peak_memory_mib"].value < 150
     assert 90 < heavy["peak_memory_mib"].value - light["peak_memory_mib"].value < 130
     assert heavy["peak_memory_mib"].repeats == 2
     assert light["startup_ms"].low >= 0
     assert light["startup_ms"].value > 10
+    assert 0 < light["load_ms"].value < light["startup_ms"].value
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tauten.run.measure._rounds import FEWEST_ROUNDS, ROUNDS, order, run_rounds
+from tauten.run.measure._rounds import ENOUGH_ROUNDS, FEWEST_ROUNDS, ROUNDS, order, run_rounds
 from tauten.run.measure.latency import latency_measures, rounds_p50_ms
 from tauten.run.measure.throughput import throughput_measure
 
@@ -105,6 +105,24 @@ def test_long_calls_get_fewer_rounds_but_enough() -> None:
     taken = run_rounds(calls, seconds=1.0, clock=world.clock)
     assert len(taken["long"]) == len(taken["short"]) == FEWEST_ROUNDS
     assert sum(len(values) for values in taken["long"]) == FEWEST_ROUNDS
+
+
+def test_what_is_steady_ends_early_and_what_is_not_goes_on() -> None:
+    world = World()
+    told: list[float] = []
+    steady = run_rounds(
+        {"x": world.call("x", lambda _: MS)}, seconds=0.1, clock=world.clock, steady=0.01, progress=told.append
+    )
+    assert len(steady["x"]) == ENOUGH_ROUNDS
+    assert told[-1] == 1.0
+    # The one beside it takes another time in each round: both go on.
+    calls = {
+        "x": world.call("x", lambda _: MS),
+        "y": world.call("y", lambda _: (1 + world.now // 10_000_000 % 3) * MS),
+    }
+    assert {len(rounds) for rounds in run_rounds(calls, seconds=0.1, clock=world.clock, steady=0.01).values()} == {
+        ROUNDS
+    }
 
 
 def test_progress_ends_at_the_whole() -> None:

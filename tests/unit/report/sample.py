@@ -44,6 +44,7 @@ def measures(quality: float, size: int, p50: float, *, full: bool = True) -> Jso
     if full:
         found["peak_memory_mib"] = measure(70 + size / 20_000, "MiB", on="a fresh process", repeats=3)
         found["startup_ms"] = measure(180 + p50 * 40, "ms", on="a fresh process", repeats=3)
+        found["load_ms"] = measure(9 + size / 90_000, "ms", on="a fresh process", repeats=3)
     return found
 
 

@@ -32,6 +32,8 @@ from tauten.run.measure.session import Timing, measure_together
 ROWS = 128
 """Samples that calls are timed on, in turn; fewer where they would be large."""
 MAX_ROWS_BYTES = 2**24
+STEADY = 0.01
+"""Timing stops early where every median is known to within this share of itself."""
 MAX_REMEMBERED_BYTES = 2**30
 
 
@@ -148,11 +150,13 @@ def time_together(
     sample = rows(task, max(min(ROWS, MAX_ROWS_BYTES // max(one, 1)), target.batch), split)
     batches = batches or [batch for batch in (1, 8, 16, 32) if batch <= target.batch] or [1]
     paths = {name: artifact.path for name, artifact in artifacts.items()}
-    return measure_together(paths, sample, threads=target.threads, batches=batches, seconds=seconds, progress=progress)
+    return measure_together(
+        paths, sample, threads=target.threads, batches=batches, seconds=seconds, steady=STEADY, progress=progress
+    )
 
 
 def weigh(artifact: Artifact, task: Task, target: Target, repeats: int) -> dict[str, Measure]:
-    """Peak memory and start-up time of fresh processes that load and run the artifact."""
+    """Peak memory, start-up and load time of fresh processes that load and run the artifact."""
     return measure_fresh(artifact.path, rows(task, 1), threads=target.threads, repeats=repeats)
 
 

@@ -16,6 +16,7 @@ _WORDS = {
     "throughput": ("more rows a second", "fewer rows a second"),
     "peak_memory_mib": ("less memory", "more memory"),
     "startup_ms": ("sooner ready", "later ready"),
+    "load_ms": ("sooner loaded", "later loaded"),
 }
 
 

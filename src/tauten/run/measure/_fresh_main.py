@@ -6,21 +6,26 @@ import resource
 import sys
 from pathlib import Path
 
+from tauten.artifact.read import read_artifact
 from tauten.errors import TautenError
-from tauten.run.engines import load
-from tauten.run.measure._child import open_messages, read_spec
+from tauten.run.engines import ENGINES, load
+from tauten.run.measure._child import now_ns, open_messages, read_spec
 
 _CALLS_AFTER_THE_FIRST = 5
 
 
 def main(folder: Path) -> None:
-    """Say when the first answer is there, run a few times more, then say the peak."""
+    """Say when the first answer is there and what loading took of it, run a few times more, then say the peak."""
     send = open_messages()
     spec, inputs = read_spec(folder)
     try:
+        # The backend is imported first: what it takes to find a library says nothing of the artifact.
+        ENGINES.get(read_artifact(spec["artifact"]).manifest.engine)
+        started = now_ns()
         engine = load(spec["artifact"], threads=spec["threads"])
+        load_ms = (now_ns() - started) / 1e6
         engine(inputs)
-        send({"answered": True})
+        send({"answered": True, "load_ms": load_ms})
         for _ in range(_CALLS_AFTER_THE_FIRST):
             engine(inputs)
     except TautenError as fault:

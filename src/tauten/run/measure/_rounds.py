@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,8 @@ Clock = Callable[[], int]
 
 ROUNDS: Final = 20
 FEWEST_ROUNDS: Final = 7
+ENOUGH_ROUNDS: Final = 10
+"""From so many rounds on, things that are steady may end."""
 WARM_UP: Final = 0.1
 """The share of the measured time that each thing runs before it is measured."""
 _FEWEST_WARM_UPS: Final = 3
@@ -36,12 +38,15 @@ def run_rounds(
     seconds: float,
     clock: Clock,
     rounds: int = ROUNDS,
+    steady: float = 0.0,
     progress: Callable[[float], None] = lambda _: None,
 ) -> dict[str, list[Nanoseconds]]:
     """Durations of single calls in nanoseconds, a list of rounds for each name, every name in every round.
 
     Each thing runs for about ``seconds`` in all, after a warm-up that is dropped. Where single calls are so long that
     ``rounds`` of them do not fit, there are fewer rounds, but never fewer than seven. ``clock`` tells nanoseconds.
+    After ten rounds all end together where the medians of everyone's rounds are so alike that the mean of them is known
+    to within the share ``steady`` of itself (95 %); 0 for never.
     """
     usual = {name: _warm_up(call, seconds * WARM_UP, clock) for name, call in calls.items()}
     slowest = max(usual.values())
@@ -58,8 +63,17 @@ def run_rounds(
             if usual[name] * 4 <= turn_ns:
                 calls[name]()
             taken[name].append(_turn(calls[name], turn_ns, clock))
+        if steady and turn + 1 >= ENOUGH_ROUNDS and all(_spread(values) <= steady for values in taken.values()):
+            progress(1.0)
+            break
         progress((turn + 1) / rounds)
     return taken
+
+
+def _spread(rounds: Sequence[Nanoseconds]) -> float:
+    """How well the rounds' median is known: the reach of its mean's 95 % interval over that mean."""
+    medians = np.array([np.median(values) for values in rounds])
+    return float(2.0 * medians.std(ddof=1) / np.sqrt(len(medians)) / max(medians.mean(), 1e-9))
 
 
 def _warm_up(call: Callable[[], object], seconds: float, clock: Clock) -> float:

@@ -75,7 +75,7 @@ def _measure(
         def tell(share: float, batch: int = batch, done: float = done, weight: float = weight) -> None:
             send({"what": f"running all in turn, batch {batch}", "share": 0.05 + 0.95 * (done + weight * share)})
 
-        kind = {} if batch == 1 else {"rounds": _THROUGHPUT_ROUNDS}
+        kind = {"steady": spec["steady"]} if batch == 1 else {"rounds": _THROUGHPUT_ROUNDS}
         found = run_rounds(calls, seconds=spec["seconds"] * weights[index], clock=now_ns, progress=tell, **kind)
         taken.update({(name, batch): rounds for name, rounds in found.items()})
         gc.collect()

@@ -40,6 +40,7 @@ def measure_together(
     threads: int,
     batches: Sequence[int] = BATCHES,
     seconds: float = 1.0,
+    steady: float = 0.0,
     progress: Callable[[str, float], None] | None = None,
     patience_s: float = PATIENCE_S,
 ) -> dict[str, Timing]:
@@ -48,7 +49,8 @@ def measure_together(
     ``sample`` is inputs by name; its rows are cut or repeated to each batch size. ``seconds`` is the measured time of
     each artifact at batch 1; other batches get 0.3 of it. A batch beyond an artifact's target, or other than the one
     that its shapes fix, is left out for that artifact. Warm-up is dropped, and the garbage collector is off.
-    Intervals hold 95 %, by bootstrap over rounds.
+    Intervals hold 95 %, by bootstrap over rounds. Where ``steady`` is above 0, all stop after half of the rounds once
+    everyone's median is known to within that share of itself.
 
     Raises ``MeasureError`` where an artifact does not load or run, or where the process dies or is silent for
     ``patience_s``.
@@ -64,6 +66,7 @@ def measure_together(
         "threads": threads,
         "batches": list(batches),
         "seconds": seconds,
+        "steady": steady,
     }
 
     def tell(message: dict[str, Any], _: float) -> None:
