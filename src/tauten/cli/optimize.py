@@ -9,7 +9,7 @@ import typer
 
 from tauten.cli._making import choose_target, need_torch, read_task, watched
 from tauten.cli.output import JSON, emit
-from tauten.core.target import Budget, Target
+from tauten.core.target import AUTO, Budget, Target
 from tauten.errors import BudgetNotMet
 
 if TYPE_CHECKING:
@@ -32,7 +32,10 @@ def command(
             help=f"Points of the metric that may be lost. Without limits {DEFAULT_DROP}, for metrics in percent."
         ),
     ] = None,
-    max_bytes: Annotated[str | None, typer.Option(help="Bytes of the artifact at most: 50KB, 2MB, 512KiB.")] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(help="Bytes of all files of the artifact at most: 10KB, 2MB, 1.5MiB."),
+    ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="p95 latency at batch 1 at most.")] = None,
     max_memory_mib: Annotated[float | None, typer.Option(help="Peak memory of a fresh process at most.")] = None,
     level: Annotated[
@@ -47,6 +50,12 @@ def command(
             help="One of the target's engines, by default its first; auto measures those installed and keeps the best."
         ),
     ] = None,
+    codec: Annotated[
+        str,
+        typer.Option(
+            help="How weights are stored: plain, zstd, huffman, arithmetic; auto codes them where --max-bytes asks."
+        ),
+    ] = AUTO,
     calibrate: Annotated[
         Path | None,
         typer.Option(metavar="FILE.npz", help="Samples for MODEL.onnx: an array for each input, and `labels` if any."),
@@ -67,6 +76,8 @@ def command(
 
     Example: `tauten optimize digits.py:task --max-drop 0.5 --max-bytes 200KB --out build/digits`
 
+    The best model of at most 10,000 bytes: `tauten optimize digits.py:task --max-bytes 10KB`
+
     A model that is a file already: `tauten optimize model.onnx --calibrate samples.npz --level low`
 
     The same command again goes on where an interrupted run stopped. Exit code 3: nothing holds the budget.
@@ -80,14 +91,17 @@ def command(
     }
     budget = None if all(limit is None for limit in limits.values()) else Budget(**limits)
     need_torch("optimize")
-    from tauten.make.search.levels import LEVELS, find_level
+    from tauten.make.search.aim import weights_left
+    from tauten.make.search.levels import LEVELS, check_codec, find_level
 
-    recipes = find_level(level, chosen.lowering(engine))
+    check_codec(codec)
+    left = weights_left(budget.max_bytes) if budget and budget.max_bytes else None
+    recipes = find_level(level, chosen.lowering(engine), codec=codec, weights_bytes=left)
     if dry_run:
         emit([recipe.to_json() for recipe in recipes], as_json, lambda page: _show_recipes(page, recipes))
         return
     read = read_task(task, out, calibrate, metric)
-    _run(read, chosen, budget, level if level in LEVELS else recipes, strategy, engine, seed, as_json)
+    _run(read, chosen, budget, level if level in LEVELS else recipes, strategy, engine, codec, seed, as_json)
 
 
 def _run(
@@ -97,6 +111,7 @@ def _run(
     level: str | tuple[Recipe, ...],
     strategy: str,
     engine: str | None,
+    codec: str,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -114,6 +129,7 @@ def _run(
             seed=seed,
             strategy=strategy,
             engine=engine,
+            codec=codec,
             observer=progress,
             origin=origin,
         )
@@ -130,4 +146,7 @@ def _show_recipes(page: Console, recipes: tuple[Recipe, ...]) -> None:
             for step in recipe.passes
         ]
         told = " ".join((recipe.lowering, *(f"{name}={value}" for name, value in recipe.options.items())))
-        page.print(f"{recipe.name}: {' → '.join([*steps, f'lower to {told}'])}", soft_wrap=True)
+        steps.append(f"lower to {told}")
+        if recipe.codec != "plain":
+            steps.append(f"code by {recipe.codec}")
+        page.print(f"{recipe.name}: {' → '.join(steps)}", soft_wrap=True)

@@ -37,6 +37,7 @@ KEYS = {
     "latency_p95_ms",
     "latency_p99_ms",
     "throughput_per_s",
+    "load_ms",
     "peak_memory_mib",
     "startup_ms",
 }

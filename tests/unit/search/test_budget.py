@@ -43,16 +43,34 @@ def test_with_a_limit_on_the_drop_the_smallest_and_fastest_wins() -> None:
 
 
 def test_without_a_limit_on_the_drop_quality_wins_and_within_noise_the_smaller() -> None:
-    budget = Budget(max_bytes=200_000)
+    budget = Budget(max_latency_ms=1)
     entries = [
         entry("finest", drop=0.1, noise=0.05),
         entry("as-fine", drop=0.15, noise=0.05, size=5e4),
         entry("coarse", drop=3.0, noise=0.05, size=1e3),
-        entry("too-large", drop=0.0, size=3e5),
+        entry("too-slow", drop=0.0, p50=3.0),
     ]
     chosen = choose(budget, [judge(budget, each) for each in entries], entry("baseline", size=1e6, p50=1.0))
     assert chosen is not None
     assert chosen.name == "as-fine"
+
+
+def test_where_bytes_are_limited_the_best_quality_at_that_size_wins_not_the_smallest_file() -> None:
+    budget = Budget(max_bytes=10_000)
+    entries = [
+        entry("finest", drop=0.1, noise=0.5, size=9e3, p50=0.3),
+        entry("as-fine-and-faster", drop=0.1, noise=0.5, size=9.9e3, p50=0.2),
+        entry("tiny", drop=0.2, noise=0.5, size=2e3, p50=0.1),
+        entry("too-large", drop=0.0, size=1.1e4),
+    ]
+    chosen = choose(budget, [judge(budget, each) for each in entries], entry("baseline", size=1e6, p50=1.0))
+    assert chosen is not None
+    assert chosen.name == "as-fine-and-faster"
+    # With a limit on the drop too, quality is bought already.
+    both = Budget(max_bytes=10_000, max_drop=0.5)
+    chosen = choose(both, [judge(both, each) for each in entries], entry("baseline", size=1e6, p50=1.0))
+    assert chosen is not None
+    assert chosen.name == "tiny"
 
 
 def test_nothing_within_the_budget_is_no_choice_and_the_nearest_come_first() -> None:

@@ -60,13 +60,16 @@ def choose(budget: Budget, entries: Sequence[Entry], baseline: Entry) -> Entry |
     """The best of those that hold the budget, or ``None``.
 
     With a limit on the drop, quality is bought already: the smallest and fastest wins. Without one, quality wins, and
-    among those whose drop is within the noise of the best, the smallest and fastest.
+    among those whose drop is within the noise of the best, the smallest and fastest. Where bytes are limited and the
+    drop is not, a smaller file is worth nothing more: the best quality at that size wins, and of equals the fastest.
     """
     holding = [entry for entry in entries if entry.within_budget]
     if not holding:
         return None
+    if budget.max_drop is None and budget.max_bytes is not None:
+        return max(holding, key=lambda entry: (-_lost(entry), -(_value(entry, "latency_p50_ms") or 0.0), entry.name))
     if budget.max_drop is None:
-        finest = min(holding, key=lambda entry: entry.drop_points.value if entry.drop_points else 0.0)
+        finest = min(holding, key=_lost)
         holding = [entry for entry in holding if entry is finest or not _loses(entry, finest)]
     return max(holding, key=lambda entry: (gain(entry, baseline), entry.name))
 
@@ -74,6 +77,10 @@ def choose(budget: Budget, entries: Sequence[Entry], baseline: Entry) -> Entry |
 def nearest(budget: Budget, entries: Sequence[Entry], count: int = 3) -> list[Entry]:
     """Those that miss the budget by least: the product of the factors by which limits are passed."""
     return sorted(entries, key=lambda entry: math.prod(excess.factor for excess in excesses(budget, entry)))[:count]
+
+
+def _lost(entry: Entry) -> float:
+    return entry.drop_points.value if entry.drop_points else 0.0
 
 
 def _loses(entry: Entry, finest: Entry) -> bool:

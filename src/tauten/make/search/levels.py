@@ -4,16 +4,23 @@
 weights in four bits that are trained. ``high`` adds longer training, more cuts, zeros, and exits for samples that are
 easy.
 A level is printed by ``tauten optimize --dry-run`` and can be given back as a file.
+
+Where the bytes are limited, a level begins with recipes that aim at what the limit leaves for weights.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from tauten.errors import RecipeError
+from tauten.artifact.recode import PLAIN
+from tauten.codecs import CODECS
+from tauten.core.target import AUTO
+from tauten.errors import ConfigError, RecipeError
 from tauten.make.model.pass_ import Pass
+from tauten.make.search.aim import FINEST
 from tauten.make.search.recipe import Recipe, pass_from_json
 
 LEVELS = ("low", "medium", "high")
@@ -25,10 +32,14 @@ RACE = "race-"
 MAX_FILE_BYTES = 2**20
 
 
-def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[Recipe, ...]:
+def find_level(
+    level: str | Iterable[Recipe], lowering: str = "onnx", *, codec: str = AUTO, weights_bytes: int | None = None
+) -> tuple[Recipe, ...]:
     """The recipes of a level by name, of a JSON file, or those given.
 
-    ``lowering`` is that of a level's recipes, and of those of a file that name none.
+    ``lowering`` is that of a level's recipes, and of those of a file that name none. ``codec``, where it is not
+    ``auto``, is that of all recipes that have none of their own. ``weights_bytes`` is what coded weights may take: with
+    it a level by name begins with recipes that aim at so many, but not where the codec is ``plain``.
 
     Raises ``RecipeError`` for an unknown level, a file that is no recipe list, or two recipes of one name.
     """
@@ -36,10 +47,14 @@ def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[R
         recipes = tuple(level)
     elif level in LEVELS:
         recipes = tuple(_named(level, lowering))
+        if weights_bytes is not None and codec != PLAIN:
+            recipes = (*_to_size(level, lowering, weights_bytes, FINEST if codec == AUTO else codec), *recipes)
     elif level.endswith(".json"):
         recipes = _read(Path(level), lowering)
     else:
         raise RecipeError(f"no level named {level!r}: use one of {', '.join(LEVELS)}, or a .json file of recipes")
+    if codec != AUTO:
+        recipes = tuple(replace(recipe, codec=codec) if recipe.codec == PLAIN else recipe for recipe in recipes)
     names = [recipe.name for recipe in recipes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names or twice:
@@ -48,6 +63,12 @@ def find_level(level: str | Iterable[Recipe], lowering: str = "onnx") -> tuple[R
     if taken:
         raise RecipeError(f"{taken}: the untouched model has this name; give the recipe another")
     return recipes
+
+
+def check_codec(codec: str) -> None:
+    """``ConfigError`` where ``codec`` is neither ``auto`` nor one that there is."""
+    if codec not in (AUTO, *CODECS.names()):
+        raise ConfigError(f"codec: expected one of {', '.join((AUTO, *CODECS.names()))}, got {codec!r}")
 
 
 def _read(path: Path, lowering: str) -> tuple[Recipe, ...]:
@@ -95,6 +116,32 @@ def _named(level: str, lowering: str) -> Iterable[Recipe]:
         yield Recipe("structured-0.5-int4-aware", (half, recover, aware), lowering)
         cut, leave = _step("prune.structured", ratio=0.5, repair="none"), _step("dynamic.early_exit")
         yield Recipe("early-exit-0.5-int8", (cut, recover, leave, static), lowering)
+
+
+def _to_size(level: str, lowering: str, weights_bytes: int, codec: str) -> Iterable[Recipe]:
+    """Recipes of the level whose coded weights come to about ``weights_bytes``."""
+
+    def sized(name: str, *passes: Pass) -> Recipe:
+        return Recipe(f"sized-{name}", passes, lowering, codec=codec)
+
+    # TEMP
+    from tauten.make.passes import PASSES
+    there = set(PASSES.names())
+    half = _step("prune.structured", ratio=0.5)
+    if level != "low" and "compress.rate" in there:
+        epochs = {"medium": 10, "high": 30}[level]
+        trained = _step("compress.rate", max_bytes=weights_bytes, epochs=epochs)
+        yield sized("trained", trained)
+        if level == "high":
+            recover = _step("distill.recover", epochs=5, steps=1000)
+            yield sized("cut-0.5-trained", _step("prune.structured", ratio=0.5, repair="none"), recover, trained)
+    if "compress.rate_distortion" in there:
+        rounded = _step("compress.rate_distortion", bytes=weights_bytes)
+        yield sized("rounded", rounded)
+        yield sized("cut-0.5-rounded", half, rounded)
+        yield sized("low-rank-rounded", _step("compress.low_rank", ratio=0.5), rounded)
+    yield sized("shared", _step("compress.share", bytes=weights_bytes))
+    yield Recipe("int4-weights", (_step("quantize.weight_only", bits=4, rounding="nearest"),), lowering)
 
 
 def _step(name: str, **parameters: float | int | str) -> Pass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,18 +16,20 @@ from tauten.core.environment import environment
 from tauten.core.target import AUTO, Budget, Target
 from tauten.errors import ConfigError, TautenError
 from tauten.make.model.task import Task
+from tauten.make.search.aim import weights_left
 from tauten.make.search.budget import choose, judge, nearest
+from tauten.make.search.candidates import Search
 from tauten.make.search.evaluator import DEFAULT_SAMPLING, QualityEvaluator, Sampling
 from tauten.make.search.improve import improvements
-from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, find_level
-from tauten.make.search.mixed import NOISE, Found, mix, mixes_by_hand, quicken
+from tauten.make.search.levels import BASELINE, ENGINE_BASELINE, LEVELS, check_codec, find_level
 from tauten.make.search.observe import Observer
 from tauten.make.search.pareto import front
 from tauten.make.search.race import best_float, race
 from tauten.make.search.recipe import Recipe
-from tauten.make.search.result import EngineTried, Entry, Improvement, Mixed, OnTest, Refused, Result
+from tauten.make.search.result import EngineTried, Entry, Improvement, OnTest, Result
+from tauten.make.search.sizing import ToSize
 from tauten.make.search.strategies import STRATEGIES
-from tauten.make.search.strategies._strategy import Strategy, Trial
+from tauten.make.search.strategies._strategy import Strategy
 from tauten.make.search.workshop import Order, Workshop
 from tauten.make.search.workspace import Workspace
 from tauten.run.measure.metrics import find_metric
@@ -49,6 +51,7 @@ def optimize(
     seed: int = 0,
     strategy: str = "listed",
     engine: str | None = None,
+    codec: str = AUTO,
     sampling: Sampling = DEFAULT_SAMPLING,
     observer: Observer | None = None,
     origin: str = "",
@@ -60,7 +63,9 @@ def optimize(
     so a run that was interrupted goes on where it stopped. ``strategy`` says what is tried: ``listed``, all recipes of
     the level; ``adapt``, cuts by measured latency in place of the level's ratios (``Adaptation``). ``engine`` is one of
     the target's, by default its first; with ``auto`` those that are installed are measured, and the fastest is used
-    for recipes that name none. ``origin`` is the text that the task was read from, ``sampling`` how long to measure.
+    for recipes that name none. ``codec`` stores the weights; with ``auto`` they are coded where ``budget`` limits the
+    bytes and they are over the limit, and the level then tries recipes that aim at it. ``origin`` is the text that the
+    task was read from, ``sampling`` how long to measure.
 
     Without a budget, at most 0.5 points may be lost; that has a meaning for metrics in percent alone, so that
     ``ConfigError`` asks for a budget where the metric is another.
@@ -69,19 +74,24 @@ def optimize(
     Raises ``ConfigError`` for values that cannot be, and whatever keeps the untouched model from being measured.
     """
     order = Order.of(task, target, seed, sampling, observer, origin, engine)
-    recipes = find_level(level, order.target.lowering(engine))
+    budget = budget or _default_budget(task)
+    check_codec(codec)
+    left = None if budget.max_bytes is None else weights_left(budget.max_bytes)
+    recipes = find_level(level, order.target.lowering(engine), codec=codec, weights_bytes=left)
     run = _Run(
         order=order,
-        budget=budget or _default_budget(task),
+        budget=budget,
         level=level if isinstance(level, str) else "custom",
+        codec=codec,
         workspace=Workspace(out if out is not None else f"build/{task.name}"),
         names=frozenset(recipe.name for recipe in recipes),
     )
     if strategy not in STRATEGIES.names():
         raise ConfigError(f"strategy: expected one of {', '.join(STRATEGIES.names())}, got {strategy!r}")
-    search = STRATEGIES.get(strategy)(recipes, seed, run.budget)
+    kind = STRATEGIES.get(strategy)
+    kind(recipes, seed, budget)  # what it lacks is told before any work
     with run.workspace.opened():
-        return run.go(search)
+        return run.go(lambda aimed: kind(aimed, seed, budget), recipes)
 
 
 def _default_budget(task: Task) -> Budget:
@@ -101,17 +111,23 @@ class _Run:
     order: Order
     budget: Budget
     level: str
+    codec: str
     workspace: Workspace
     names: frozenset[str]
 
-    def go(self, search: Strategy) -> Result:
-        shop = Workshop(self.order, self.workspace, search.left)
+    def go(self, plan: Callable[[Sequence[Recipe]], Strategy], recipes: Sequence[Recipe]) -> Result:
+        shop = Workshop(self.order, self.workspace, len(recipes))
         engines = race(shop) if self.order.engine == AUTO else ()
-        made, refused, mixed = self._search(search, shop)
+        size = ToSize(shop, self.budget.max_bytes, self.codec, free=self.level in LEVELS)
+        found = Search(shop, size, self.budget.max_drop, self.names)
+        found.through(plan(size.aim(recipes)))
+        if self.level in QUICKENED:
+            found.quicken()
+        made = found.made
         untouched = self._untouched(shop, engines, made)
         everything, timings = shop.measure({BASELINE: shop.baseline, **untouched, **made})
         entries = {
-            name: judge(self.budget, shop.entry(name, artifact).model_copy(update={"mixed": mixed.get(name)}))
+            name: judge(self.budget, shop.entry(name, artifact).model_copy(update={"mixed": found.mixed.get(name)}))
             for name, artifact in everything.items()
         }
         candidates = [entry for name, entry in entries.items() if name in made]
@@ -129,7 +145,7 @@ class _Run:
             level=self.level,
             seed=self.order.seed,
             met=met,
-            explanation=self._explain(chosen, test, candidates),
+            explanation=self._explain(chosen, test, candidates) + ("" if chosen else size.explain()),
             quality_on=shop.evaluator.split,
             metric=shop.metric(),
             baseline=entries[BASELINE],
@@ -138,7 +154,7 @@ class _Run:
             candidates=tuple(candidates),
             nearest=() if met else close,
             front=tuple(entry.name for entry in front(candidates)),
-            refused=tuple(refused),
+            refused=tuple(found.refused),
             improvements=_improve(chosen, beside, entries, timings) if chosen and met else {},
             test=test,
             masks=masks(everything[shown[0]]) if shown else (),
@@ -151,66 +167,6 @@ class _Run:
         )
         self._publish(result)
         return result
-
-    def _search(self, search: Strategy, shop: Workshop) -> tuple[dict[str, Artifact], list[Refused], dict[str, Mixed]]:
-        """The candidates by name, what could not be made, and which of them keep layers in a higher precision."""
-        made: dict[str, Artifact] = {}
-        refused: list[Refused] = []
-        mixed: dict[str, Mixed] = {}
-        recipes: dict[str, Recipe] = {}
-        while (asked := search.ask()) is not None:
-            if isinstance(asked, Trial):
-                shop.learn(search, asked)
-                continue
-            try:
-                artifact, reused = shop.make(asked, search.left)
-            except TautenError as fault:
-                recipe = shop.on_way(asked).to_json()
-                refused.append(Refused(name=asked.name, recipe=recipe, error=str(fault)))
-                self.order.observer.refused(asked.name, str(fault))
-                search.tell(asked, None)
-                if NOISE in str(fault):
-                    self._mix(asked, None, shop, search, made, mixed)
-                continue
-            made[asked.name] = artifact
-            entry = shop.entry(asked.name, artifact)
-            self.order.observer.found(entry, reused)
-            search.tell(asked, entry)
-            recipes[asked.name] = asked
-            self._mix(asked, entry, shop, search, made, mixed)
-        if self.level in QUICKENED and (smallest := self._smallest(made)) in recipes:
-            self._keep(quicken(shop, recipes[smallest]), shop, made, mixed)
-        return made, refused, mixed
-
-    def _mix(
-        self,
-        recipe: Recipe,
-        entry: Entry | None,
-        shop: Workshop,
-        search: Strategy,
-        made: dict[str, Artifact],
-        mixed: dict[str, Mixed],
-    ) -> None:
-        """Try the recipe with some layers in a higher precision, where its own breaks the budget."""
-        if not mixes_by_hand(recipe, self.names):
-            self._keep(mix(shop, recipe, entry, self.budget.max_drop, search.left), shop, made, mixed)
-
-    def _keep(self, found: Found | None, shop: Workshop, made: dict[str, Artifact], mixed: dict[str, Mixed]) -> None:
-        """Take a candidate of mixed precision among the others."""
-        if found is not None:
-            artifact, told, reused = found
-            name = artifact.path.name
-            made[name], mixed[name] = artifact, told
-            self.order.observer.found(shop.entry(name, artifact), reused)
-
-    def _smallest(self, made: Mapping[str, Artifact]) -> str:
-        """The name of the smallest candidate that loses no more than it may: the one that is likely to be chosen."""
-        sizes = {}
-        for name, artifact in made.items():
-            lost, size = (artifact.manifest.measures.get(key) for key in ("drop_points", "size_bytes"))
-            if lost and size and (self.budget.max_drop is None or lost.value <= self.budget.max_drop):
-                sizes[name] = size.value
-        return min(sizes, key=lambda name: sizes[name]) if sizes else ""
 
     def _untouched(
         self, shop: Workshop, engines: Sequence[EngineTried], made: Mapping[str, Artifact]

@@ -7,15 +7,19 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
 from tauten.artifact.layers import layers
 from tauten.artifact.read import Artifact
+from tauten.artifact.recode import PLAIN, recode
 from tauten.artifact.write import WhatSize, write_artifact, write_measures
+from tauten.core.environment import environment
 from tauten.core.measure import Measure
 from tauten.core.target import AUTO, Target, find_target
-from tauten.errors import ConfigError, TautenError
+from tauten.core.tensor import Arrays
+from tauten.errors import ArtifactError, ConfigError, TautenError
 from tauten.make.model.apply import seed_all
 from tauten.make.model.build import to_model
 from tauten.make.model.imported import OnnxModule
@@ -31,11 +35,15 @@ from tauten.make.search.levels import BASELINE, ENGINE_BASELINE
 from tauten.make.search.observe import Observer, Silent
 from tauten.make.search.recipe import Recipe, Way
 from tauten.make.search.result import Entry, Improvement, Measures
+from tauten.make.search.slim import slim_history, slim_measures
 from tauten.make.search.strategies._strategy import Learner, Trial
 from tauten.make.search.tried import Tried
 from tauten.make.search.workspace import Workspace
 from tauten.run.measure.metrics import FunctionMetric
 from tauten.run.measure.session import Timing
+
+_JUDGED: Final = frozenset({"quality", "drop_points"})
+"""The measures that a candidate needs to be finished."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class Workshop:
         self.ways = {False: Way(order.first), True: Way(order.first)}
         self._tried: dict[str, Artifact] = {}
         self._by_key: dict[str, Artifact] = {}
+        self._measured: dict[str, dict[str, Measure]] = {}
         self.model, self._task_key = self._prepare()
         context = Context(order.task, self.model.module, order.seed, order.observer.step, workspace.checkpoints)
         self.builder = CandidateBuilder(self.model, order.target, context)
@@ -149,12 +158,44 @@ class Workshop:
             return write_artifact(path, manifest, {name: (made.path / name).read_bytes() for name in files}), False
         if artifact is None:
             artifact = self.builder.make(recipe, self.workspace.candidate(recipe.name), key)
-        elif {"quality", "drop_points"} <= set(artifact.manifest.measures):
+        elif set(artifact.manifest.measures) >= _JUDGED:
             self._by_key[key] = artifact
             return artifact, True
+        if recipe.codec != PLAIN:
+            artifact = self._slim(artifact, recipe, key)
         self.order.observer.step("measure quality", 0.9)
         self._by_key[key] = self.evaluator.evaluate(artifact)
         return self._by_key[key], False
+
+    def code(self, recipe: Recipe, artifact: Artifact, codec: str) -> tuple[Recipe, Artifact, bool]:
+        """``artifact``, which ``recipe`` made, with its weights coded: its recipe, itself, and whether it was there.
+
+        Not one bit of what the weights decode to is another, so that the quality is the one that was measured. Raises
+        ``ArtifactError`` where the codec gives back anything else.
+        """
+        coded = replace(self.on_way(recipe), name=f"{recipe.name}-{codec}", codec=codec)
+        key = self.key(coded)
+        found = self.workspace.finished(coded.name, key)
+        if found is not None and set(found.manifest.measures) >= _JUDGED:
+            return coded, found, True
+        made = recode(artifact, codec, self.workspace.candidate(coded.name))
+        if not _same_bits(made.weights(), artifact.weights()):
+            raise ArtifactError(f"{made.path}: codec {codec} does not give back the weights that it was given")
+        return coded, self._slim(made, coded, key), False
+
+    def _slim(self, artifact: Artifact, recipe: Recipe, key: str) -> Artifact:
+        """The artifact as that of ``recipe``, without what need not be shipped with it: notes are kept in the run."""
+        manifest = artifact.manifest
+        if any(record.notes for record in manifest.history):
+            self.workspace.save_history(key, manifest.history)
+        slim = {
+            "recipe": recipe.to_json(),
+            "key": key,
+            "history": slim_history(manifest.history),
+            "measures": slim_measures(manifest.measures),
+        }
+        files = {name: (artifact.path / name).read_bytes() for name in manifest.files}
+        return write_measures(write_artifact(artifact.path, manifest.model_copy(update=slim), files), {})
 
     def time(self, artifacts: Mapping[str, Artifact], batches: Sequence[int] = ()) -> dict[str, Timing]:
         """Latency and throughput of all in one session, in turn; throughput at the target's batches by default."""
@@ -197,26 +238,40 @@ class Workshop:
     def measure(
         self, artifacts: Mapping[str, Artifact], *, weighed: bool = True
     ) -> tuple[dict[str, Artifact], dict[str, Timing]]:
-        """Time of all side by side, and memory and start-up where they are ``weighed``, written to their manifests."""
+        """Time of all side by side, and memory and start-up where they are ``weighed``, written to their manifests.
+
+        Memory and start-up are taken by themselves, so that those of an earlier run on this machine hold.
+        """
         observer = self.order.observer
         observer.stage(f"measure {len(artifacts)} artifacts side by side")
         timings = self.time(artifacts)
         measured: dict[str, Artifact] = {}
         for index, (name, artifact) in enumerate(artifacts.items()):
             measures: dict[str, Measure] = dict(timings[name].measures)
-            if weighed:
+            if weighed and not self._weighed(artifact):
                 observer.step(f"start and weigh {name}", index / len(artifacts))
                 measures |= weigh(artifact, self.order.task, self.order.target, self.order.sampling.starts)
             size: WhatSize = "weights" if name == BASELINE else "artifact"
+            if artifact.manifest.codec != PLAIN:
+                self._measured[artifact.manifest.key] = measures
+                measures = slim_measures(measures)
             measured[name] = write_measures(artifact, measures, size)
         return measured, timings
+
+    def _weighed(self, artifact: Artifact) -> bool:
+        """Whether an earlier run has started this very artifact here, often enough."""
+        manifest = artifact.manifest
+        found = [manifest.measures.get(name) for name in ("peak_memory_mib", "startup_ms", "load_ms")]
+        often = all(measure is not None and measure.repeats >= self.order.sampling.starts for measure in found)
+        return often and manifest.environment == environment()
 
     def entry(self, name: str, artifact: Artifact) -> Entry:
         """A candidate as results tell it, from its manifest."""
         manifest = artifact.manifest
+        history = None if manifest.codec == PLAIN else self.workspace.load_history(manifest.key)
         measures: Measures = {}
         by_batch: dict[str, Measure] = {}
-        for key, measure in manifest.measures.items():
+        for key, measure in {**manifest.measures, **self._measured.get(manifest.key, {})}.items():
             kind, _, batch = key.partition(".")
             if kind == "throughput_per_s":
                 by_batch[batch] = measure
@@ -230,7 +285,7 @@ class Workshop:
             artifact=self.workspace.relative(artifact),
             measures=measures,
             drop_points=manifest.measures.get("drop_points"),
-            history=tuple(record.to_json() for record in manifest.history),
+            history=tuple(record.to_json() for record in history or manifest.history),
             layers=tuple(layer.to_json() for layer in layers(artifact)),
         )
 
@@ -290,3 +345,12 @@ class Workshop:
         artifact = found or self.builder.make(recipe, self.workspace.candidate(BASELINE), key)
         evaluator = QualityEvaluator(self.order.task, artifact, self.order.seed)
         return evaluator.evaluate(artifact, size="weights"), evaluator
+
+
+def _same_bits(ours: Arrays, theirs: Arrays) -> bool:
+    """Whether names, dtypes, shapes and bits agree."""
+    return ours.keys() == theirs.keys() and all(
+        (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape)
+        and array.tobytes() == theirs[name].tobytes()
+        for name, array in ours.items()
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tauten.core.target import Budget
 from tauten.errors import ConfigError
 from tauten.make.model.model import QUANTIZED
 from tauten.make.search.adaptation import CUT, Adaptation
+from tauten.make.search.aim import aimed
 from tauten.make.search.recipe import Recipe
 from tauten.make.search.result import Entry, Improvement
 from tauten.make.search.strategies._strategy import Trial
@@ -18,8 +20,8 @@ __all__ = ["Adapt"]
 class Adapt:
     """Each way that the recipes go on after ``prune.structured`` gets one cut, adapted to the latency of the budget.
 
-    Recipes without that pass are asked for as they are, and so are those that train eight or four bits, which no short
-    trial shows. Trials run the passes that follow the cut and do not train; the
+    Recipes without that pass are asked for as they are, and so are those that aim at a size, or train eight or four
+    bits, which no short trial shows. Trials run the passes that follow the cut and do not train; the
     recipe that is asked for at the end runs all of them. ``ConfigError`` where the budget has no ``max_latency_ms``.
     """
 
@@ -39,7 +41,7 @@ class Adapt:
             name += f"-{len(seen)}" if any(way.name == f"adapted-{name}" for way, _, _ in self._ways) else ""
             between = [step for step in recipe.passes[at + 1 :] if not step.trains]
             found = Adaptation(budget.max_latency_ms, between, recipe.lowering, name=f"adapt-{name}")
-            self._ways.append((Recipe(f"adapted-{name}", recipe.passes, recipe.lowering), at, found))
+            self._ways.append((replace(recipe, name=f"adapted-{name}"), at, found))
         if not self._ways:
             raise ConfigError(f"strategy adapt: expected a recipe with {CUT}, got none")
 
@@ -58,7 +60,7 @@ class Adapt:
             del self._ways[0]
             if adaptation.cut is not None:
                 passes = (*recipe.passes[:at], adaptation.cut, *recipe.passes[at + 1 :])
-                return Recipe(recipe.name, passes, recipe.lowering)
+                return replace(recipe, passes=passes)
         return None
 
     def tell(self, recipe: Recipe, entry: Entry | None, gain: Improvement | None = None) -> None:
@@ -68,6 +70,6 @@ class Adapt:
 
 
 def _adaptable(recipe: Recipe) -> bool:
-    """Whether the recipe cuts channels, and its precision needs no training."""
+    """Whether the recipe cuts channels, aims at no size, and its precision needs no training."""
     learns = any(step.trains and QUANTIZED in step.gives for step in recipe.passes)
-    return not learns and any(step.name == CUT for step in recipe.passes)
+    return not learns and not aimed(recipe) and any(step.name == CUT for step in recipe.passes)
