@@ -29,7 +29,7 @@ enum {
     STEPS = 16,       /* slots of one context: zero flag, 13 steps of the unary part, unused, sign */
     SIGN = 15,
     UNARY = 13,
-    CONTEXTS = 10,    /* of an element in a rich model; a light one has the first five */
+    CONTEXTS = 11,    /* of an element in a rich model; a light one has the first five */
     LIGHT = 5,
     SIGN_CONTEXTS = 6,
     LIGHT_SIGN = 3,
@@ -150,7 +150,7 @@ typedef struct {
     size_t rows, columns, period, lag, far, rise;
     int shift, signs, limit;
     uint32_t *slots, *table[CONTEXTS + 1];
-    uint32_t *mean, row_mean, row_count, rows_seen;
+    uint32_t *mean, *smooth, row_mean, row_count, rows_seen;
     uint16_t *coarse, *fine;
     uint8_t *live_row, *live_column;
     uint32_t base[STEPS], flag[16], low[32], tail[96];
@@ -225,7 +225,7 @@ INLINE void learn_bit(State *s, Guess *g, const int count, int bit, const int ri
     for (i = 0; i < count + 2; i++) {
         int32_t change = (int32_t)down(error * g->input[i] + (1 << 23), 24);
         g->first[i] = bounded(g->first[i] + change);
-        if (rich) g->second[i] = bounded(g->second[i] + change);
+        if (rich) g->second[i] = bounded(g->second[i] + (int32_t)down(change, 1));
     }
     for (i = 2; i < count + 2; i++) {
         if (!*g->slot[i]) *g->slot[i] = fresh;
@@ -277,7 +277,7 @@ INLINE uint32_t two(uint32_t u) { return u != 0; }
 INLINE uint32_t sign_of(int32_t v) { return v == 0 ? 0 : v > 0 ? 1 : 2; }
 
 /* How many contexts each table holds, column and row aside; the last are the signs'. */
-static const size_t SIZES[CONTEXTS + 1] = {0, 2, 128, 2048, 4096, 4096, 256, 256, 192, 4096, 384};
+static const size_t SIZES[CONTEXTS + 1] = {0, 2, 128, 2048, 4096, 4096, 256, 256, 192, 2048, 64, 384};
 
 INLINE int32_t left_of(const State *s, size_t r, size_t c, size_t n) { return c >= n ? s->q[r * s->columns + c - n] : 0; }
 
@@ -301,15 +301,13 @@ INLINE void look(State *s, size_t r, size_t c, const int rich)
     s->select = 0;
     if (rich) {
         int32_t h0 = 0, hm = 0, hp = 0, g0 = s->far ? left_of(s, r, c, s->far) : 0;
-        uint32_t e0, em, ep, f0 = scaled(s, g0), beside, leaning;
-        beside = (c ? s->mean[c - 1] : 0) + (c + 1 < s->columns ? s->mean[c + 1] : 0);
+        int density = (int)level(s->smooth[c], 2) + 12 - (int)level(s->rows_seen + 1, 2);
+        uint32_t e0, em, ep, f0 = scaled(s, g0), leaning;
+        density = density < 0 ? 0 : density > 63 ? 63 : density;
         if (s->lag) {
             h0 = left_of(s, r, c, s->lag);
             hm = left_of(s, r, c, s->lag + 1);
             hp = left_of(s, r, c, s->lag - 1);
-            beside += (c >= s->lag ? s->mean[c - s->lag] : 0) + (s->columns - c > s->lag ? s->mean[c + s->lag] : 0);
-        } else {
-            beside *= 2;
         }
         e0 = scaled(s, h0);
         em = scaled(s, hm);
@@ -320,7 +318,8 @@ INLINE void look(State *s, size_t r, size_t c, const int rich)
         s->context[6] = s->table[6] + (((((three(a1) * 2 + two(a2)) * 3 + three(b1)) * 2 + two(bl)) * 2 + two(br)) * 2 + two(bv)) * STEPS;
         s->context[7] = s->table[7] + ((((three(e0) * 2 + two(em)) * 2 + two(ep)) * 3 + three(a1)) * 3 + three(f0)) * STEPS;
         s->context[8] = s->table[8] + leaning * STEPS;
-        s->context[9] = s->table[9] + (level(column, 1) * 64 + level(beside >> 2, 1)) * STEPS;
+        s->context[9] = s->table[9] + ((uint32_t)density * 32 + level(2 * (a1 + e0 + f0) + a2 + em + ep, 1)) * STEPS;
+        s->context[10] = s->table[10] + (uint32_t)density * STEPS;
         s->sign_context[3] = signs + (32 + ((sign_of(h0) * 3 + sign_of(hm)) * 3 + sign_of(hp)) * 3 + sign_of(l1)) * STEPS;
         s->sign_context[4] = signs + (128 + ((sign_of(uv) * 3 + sign_of(ul)) * 3 + sign_of(ur)) * 3 + sign_of(g0)) * STEPS;
         s->sign_context[5] = signs + (256 + leaning * 2 + (s->lean < 0)) * STEPS;
@@ -411,11 +410,27 @@ static uint32_t price(State *s, int32_t v, const int rich)
     return bits + ((uint32_t)s->shift << 16);
 }
 
-/* What column and row have come to hold. */
-INLINE void learn(State *s, size_t c, int32_t v)
+/* Let the columns around c, in a picture or a row, know of an element that is not 0. */
+static void spread(State *s, size_t c)
 {
-    int64_t u = (int64_t)scaled(s, v) << 8;
-    uint32_t n = s->rows_seen < 255 ? s->rows_seen : 255;
+    static const uint32_t bell[5] = {2, 3, 4, 3, 2};
+    size_t i, j, n = s->lag ? 5 : 1;
+    for (j = 0; j < n; j++)
+        for (i = 0; i < (s->lag ? 5u : 9u); i++) {
+            size_t to = s->lag ? c + i + j * s->lag - 2 - 2 * s->lag : c + i - 4; /* below 0 is beyond the last too */
+            uint32_t more = s->lag ? 16 * bell[i] * bell[j] : 64 * (uint32_t)(i < 4 ? i + 1 : 9 - i);
+            if (to < s->columns && s->smooth[to] < 1u << 31) s->smooth[to] += more;
+        }
+}
+
+/* What column and row have come to hold: in a rich model how often, in a light one how much. */
+INLINE void learn(State *s, size_t c, int32_t v, const int rich)
+{
+    uint32_t size = scaled(s, v), n = s->rows_seen < 255 ? s->rows_seen : 255;
+    int64_t u;
+    if (rich && size > 16) size = 16;
+    if (rich && size) spread(s, c);
+    u = (int64_t)size << 8;
     s->mean[c] = (uint32_t)(s->mean[c] + down((u - s->mean[c]) * share_table[n], 16));
     s->row_mean = (uint32_t)(s->row_mean + down((u - s->row_mean) * share_table[s->row_count], 16));
     if (s->row_count < 255) s->row_count++;
@@ -448,7 +463,7 @@ INLINE void scan(State *s, float *told, size_t width, const int mode, const int 
             if (s->coder.fault) return;
             if (mode == MEASURE && width == 1) told[place] = (float)(s->coder.bits - before) / 65536.0f;
             if (mode == DECODE) s->q[place] = v;
-            learn(s, c, v);
+            learn(s, c, v, rich);
         }
         s->rows_seen++;
     }
@@ -487,10 +502,11 @@ static int reserve(State *s)
     sizes[0] = 2 * (s->columns < COLUMN_SLOTS ? s->columns : COLUMN_SLOTS);
     for (k = 0; k <= CONTEXTS; k++) total += sizes[k];
     s->slots = calloc(total * STEPS, sizeof(uint32_t));
-    s->mean = calloc(s->columns, sizeof(uint32_t));
+    s->mean = calloc(2 * s->columns, sizeof(uint32_t));
     s->coarse = malloc(2 * s->columns * sizeof(uint16_t));
     s->live_row = malloc(s->rows + s->columns);
     if (!s->slots || !s->mean || !s->coarse || !s->live_row) return 0;
+    s->smooth = s->mean + s->columns;
     s->fine = s->coarse + s->columns;
     s->live_column = s->live_row + s->rows;
     s->table[0] = s->slots;
@@ -512,18 +528,18 @@ static void start(State *s, const int32_t *settings)
             s->coarse[c] = (uint16_t)(x / 2 % 32 * 64 + y / 8 % 64);
             s->fine[c] = (uint16_t)((x + 1) / 2 % 64 * 64 + (y + 1) / 2 % 64);
         } else {
-            s->coarse[c] = (uint16_t)(y / 8 % 2048);
+            s->coarse[c] = (uint16_t)(y / 16 % 2048);
             s->fine[c] = (uint16_t)((y + 1) / 2 % 4096);
         }
     }
     for (k = 0; k < STEPS; k++) s->base[k] = 1u << 31;
-    s->base[0] = 400u << 20;
+    s->base[0] = 1000u << 20;
     for (k = 0; k < 16; k++) s->flag[k] = 1u << 31;
     for (k = 0; k < 32; k++) s->low[k] = 1u << 31;
     for (k = 0; k < 96; k++) s->tail[k] = 1u << 31;
     for (k = 0; k < CLASSES; k++)
-        for (i = 0; i < INPUTS; i++) s->first[k][i] = i == 0 ? 65536 : i == 1 ? 0 : 10000;
-    for (k = 0; k < 256; k++) s->rate[k] = floors[settings[RATE]] * 40 + rates[settings[RATE]] * 800 / (k + 4);
+        for (i = 0; i < INPUTS; i++) s->first[k][i] = i == 0 ? 65536 : i == 1 ? 0 : 8000;
+    for (k = 0; k < 256; k++) s->rate[k] = floors[settings[RATE]] * 40 + rates[settings[RATE]] * 1600 / (k + 32);
     s->limit = limits[settings[LIMIT]];
     s->signs = settings[SIGNS];
 }

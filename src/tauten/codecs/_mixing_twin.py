@@ -18,11 +18,12 @@ _SIGN: Final = 15
 _UNARY: Final = 13
 _LIGHT: Final = 5
 _LIGHT_SIGN: Final = 3
-_SIZES: Final = (0, 2, 128, 2048, 4096, 4096, 256, 256, 192, 4096, 384)
+_SIZES: Final = (0, 2, 128, 2048, 4096, 4096, 256, 256, 192, 2048, 64, 384)
 _INPUTS: Final = len(_SIZES) + 1
 _COLUMN_SLOTS: Final = 65536
 _WEIGHT: Final = 1 << 20
 _HALF: Final = 1 << 31
+_BELL: Final = {-2: 2, -1: 3, 0: 4, 1: 3, 2: 2}
 _WIDTHS: Final = (1, 5, 12, 12, 1, 1, 1, 2, 2, 1)
 _USUAL: Final = (0, 0, 0, 0, 0, 0, 1, 0, 1, 1)
 _LIMITS: Final = (255, 1020, 60, 127)
@@ -92,22 +93,22 @@ class _Model:
             elif lag:
                 places = x // 2 % 32 * 64 + y // 8 % 64, (x + 1) // 2 % 64 * 64 + (y + 1) // 2 % 64
             else:
-                places = y // 8 % 2048, (y + 1) // 2 % 4096
+                places = y // 16 % 2048, (y + 1) // 2 % 4096
             self.coarse.append(places[0])
             self.fine.append(places[1])
         sizes = (2 * min(self.columns, _COLUMN_SLOTS), *_SIZES[1:])
         self.tables = [[0] * (size * _STEPS) for size in sizes]
-        self.mean = [0] * self.columns
+        self.mean, self.smooth = [0] * self.columns, [0] * self.columns
         self.row_mean = self.row_count = self.rows_seen = 0
         self.base = [_HALF] * _STEPS
-        self.base[0] = 400 << 20
+        self.base[0] = 1000 << 20
         self.flag, self.low, self.tail = [_HALF] * 16, [_HALF] * 32, [_HALF] * 96
-        self.first = [[65536, 0, *[10000] * (_INPUTS - 2)] for _ in range(5)]
+        self.first = [[65536, 0, *[8000] * (_INPUTS - 2)] for _ in range(5)]
         self.second = [[[0] * _INPUTS for _ in range(8)] for _ in range(5)]
         self.seen = [0] * 5
         _, limit, rate, self.rich = self.settings[6:]
         self.limit = _LIMITS[limit]
-        self.rate = [_FLOORS[rate] * 40 + _RATES[rate] * 800 // (k + 4) for k in range(256)]
+        self.rate = [_FLOORS[rate] * 40 + _RATES[rate] * 1600 // (k + 32) for k in range(256)]
 
     def plain_bit(self, slots: list[int], place: int, bit: int) -> int:
         """A bit by one adaptive probability."""
@@ -137,7 +138,7 @@ class _Model:
             change = (error * value + (1 << 23)) >> 24
             first[i] = min(max(first[i] + change, -_WEIGHT), _WEIGHT)
             if self.rich:
-                second[i] = min(max(second[i] + change, -_WEIGHT), _WEIGHT)
+                second[i] = min(max(second[i] + (change >> 1), -_WEIGHT), _WEIGHT)
         fresh = self.base[step] & ~1023 | 1
         for table, place in contexts:
             table[place + step] = _learnt(table[place + step] or fresh, bit, self.limit)
@@ -150,7 +151,7 @@ class _Model:
 
     def look(self, r: int, c: int) -> None:
         """Find the contexts of the element in row r and column c."""
-        q, width, scaled, mean, tables = self.q, self.columns, self.scaled, self.mean, self.tables
+        q, width, scaled, tables = self.q, self.columns, self.scaled, self.tables
         here = r * width + c
 
         def left(n: int) -> int:
@@ -160,13 +161,12 @@ class _Model:
         ul, ur = q[here - width - 1] if r and c else 0, q[here - width + 1] if r and c + 1 < width else 0
         uv = q[here - self.rise * width] if r >= self.rise else 0
         a1, a2, b1, bl, br, bv = (scaled(v) for v in (l1, l2, u1, ul, ur, uv))
-        column = _level(mean[c], 1) * 64
         marks = [
             c % _COLUMN_SLOTS * 2,
             0,
             _level(2 * a1 + a2 + 2 * b1 + bl + br + bv, 2),
             self.coarse[c],
-            column + _level(self.row_mean, 1),
+            _level(self.mean[c], 1) * 64 + _level(self.row_mean, 1),
         ]
         sign_marks = [(_sign(l1) * 3 + _sign(u1)) * 3 + _sign(l2)]
         self.select = 0
@@ -174,11 +174,7 @@ class _Model:
             lag = self.lag
             g0 = left(self.far) if self.far else 0
             h0, hm, hp = (left(lag), left(lag + 1), left(lag - 1)) if lag else (0, 0, 0)
-            beside = (mean[c - 1] if c else 0) + (mean[c + 1] if c + 1 < width else 0)
-            if lag:
-                beside += (mean[c - lag] if c >= lag else 0) + (mean[c + lag] if c + lag < width else 0)
-            else:
-                beside *= 2
+            density = min(max(_level(self.smooth[c], 2) + 12 - _level(self.rows_seen + 1, 2), 0), 63)
             e0, em, ep, f0 = (scaled(v) for v in (h0, hm, hp, g0))
             weighed = ((2 * a1, l1), (2 * e0, h0), (2 * f0, g0), (a2, l2), (em, hm), (ep, hp))
             self.lean = sum(-u if v < 0 else u for u, v in weighed)
@@ -188,7 +184,8 @@ class _Model:
                 ((((_three(a1) * 2 + (a2 > 0)) * 3 + _three(b1)) * 2 + (bl > 0)) * 2 + (br > 0)) * 2 + (bv > 0),
                 (((_three(e0) * 2 + (em > 0)) * 2 + (ep > 0)) * 3 + _three(a1)) * 3 + _three(f0),
                 leaning,
-                column + _level(beside >> 2, 1),
+                density * 32 + _level(2 * (a1 + e0 + f0) + a2 + em + ep, 1),
+                density,
             ]
             sign_marks += [
                 32 + ((_sign(h0) * 3 + _sign(hm)) * 3 + _sign(hp)) * 3 + _sign(l1),
@@ -272,9 +269,24 @@ class _Model:
             before = live[i - 1] if i else 1, live[i - 2] if i > 1 else 1, live[i - lag] if lag and i >= lag else 1
             live[i] = self.plain_bit(self.flag, first + before[0] * 4 + before[1] * 2 + before[2], live[i])
 
+    def spread(self, c: int) -> None:
+        """Let the columns around c, in a picture or a row, know of an element that is not 0."""
+        if self.lag:
+            reach = [(dx + dy * self.lag, 16 * _BELL[dx] * _BELL[dy]) for dy in range(-2, 3) for dx in range(-2, 3)]
+        else:
+            reach = [(dx, 64 * (5 - abs(dx))) for dx in range(-4, 5)]
+        for offset, more in reach:
+            to = c + offset
+            if 0 <= to < self.columns and self.smooth[to] < _HALF:
+                self.smooth[to] += more
+
     def learn(self, c: int, v: int) -> None:
-        """What column and row have come to hold."""
-        u = self.scaled(v) << 8
+        """What column and row have come to hold: in a rich model how often, in a light one how much."""
+        size = self.scaled(v)
+        if self.rich and size:
+            size = min(size, 16)
+            self.spread(c)
+        u = size << 8
         self.mean[c] += ((u - self.mean[c]) * SHARE[min(self.rows_seen, 255)]) >> 16
         self.row_mean += ((u - self.row_mean) * SHARE[self.row_count]) >> 16
         self.row_count = min(self.row_count + 1, 255)
