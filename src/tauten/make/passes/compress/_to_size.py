@@ -1,0 +1,72 @@
+"""The step at which a module's rounded weights take so many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import log2
+from typing import Final
+
+from tauten.codecs import CODECS
+from tauten.errors import PassError
+from tauten.make.passes.compress._balance import balance
+from tauten.make.passes.compress._plan import Plan, foretell
+from tauten.make.passes.compress._rounding import Rounded, Rounding
+from tauten.make.passes.compress._sites import Site
+
+_CODEC: Final = "arithmetic"
+_FORETOLD: Final = 40
+_EXACT: Final = 0.002
+_ATTEMPTS: Final = 6
+_CLOSE: Final = 0.012
+"""Of the bytes, what may be left over."""
+_FEW: Final = 64
+"""Bytes that may be left over of however few."""
+_AIM: Final = 0.994
+
+
+def coded_bytes(sites: Sequence[Site]) -> int:
+    """What the parameters take as the codec ``arithmetic`` codes them."""
+    return len(CODECS.get(_CODEC).encode({site.path: site.weight.cpu().numpy() for site in sites}))
+
+
+def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded, int]:
+    """Round so that all takes ``limit`` bytes or little less: the step, what was done, and the bytes.
+
+    Once it is rounded, steps are balanced by what was lost. Raises ``PassError`` where it takes more bytes however
+    coarse the grids are.
+    """
+    numbers = sum(site.weight.numel() for site in rounding.sites)
+    aim = 8.0 * limit * _AIM
+    step = _foretold(rounding.plans, aim, numbers)
+    rounding(step)
+    # What coding takes is foretold well but for a share, and for what is no matrix.
+    off = coded_bytes(rounding.sites) * 8 / foretell(rounding.plans, step)
+    rounding = balance(rounding)
+    at = log2(_foretold(rounding.plans, aim / off, numbers))
+    # Sizes by the logarithm of the step: a bit a number for each octave at first, then what two of them say.
+    slope, sizes = -numbers / 8, dict[float, int]()
+    fitting: float | None = None
+    for _ in range(_ATTEMPTS):
+        done = rounding(2.0**at)
+        sizes[at] = coded_bytes(rounding.sites)
+        if sizes[at] <= limit:
+            if sizes[at] >= limit - max(_FEW, limit * _CLOSE):
+                return 2.0**at, done, sizes[at]
+            fitting = at if fitting is None else min(at, fitting)
+        if len(sizes) > 1:
+            one, other = list(sizes)[-2:]
+            slope = min(-numbers / 80, (sizes[other] - sizes[one]) / (other - one))
+        at += min(3.0, max(-3.0, (_AIM * limit - sizes[at]) / slope))
+    if fitting is None:
+        raise PassError(f"{name}: expected at most {limit} bytes, got {min(sizes.values())} from the coarsest grids")
+    return 2.0**fitting, rounding(2.0**fitting), sizes[fitting]
+
+
+def _foretold(plans: Sequence[Plan], bits: float, numbers: int) -> float:
+    delta = 1.0
+    for _ in range(_FORETOLD):
+        found = foretell(plans, delta)
+        if abs(found - bits) < _EXACT * bits:
+            break
+        delta *= 2.0 ** min(4.0, max(-4.0, (found - bits) / numbers))
+    return delta
