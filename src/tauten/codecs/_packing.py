@@ -11,6 +11,7 @@ from typing import Final
 
 import numpy as np
 
+from tauten.codecs._ahead import ahead
 from tauten.codecs._entries import Head, write_head
 from tauten.codecs._huffman import decode_huffman, encode_huffman
 from tauten.codecs._mixing import decode_matrix, encode_matrix
@@ -57,16 +58,15 @@ class Packed:
         return self.head.values.levels if self.head.values.kind not in (Kind.CONSTANT, Kind.RAW) else None
 
 
-def pack_all(arrays: Iterable[tuple[str, Array]], plan: Plan) -> Iterator[Packed]:
+def pack_all(arrays: Iterable[tuple[str, Array]], plan: Plan, threads: int = 1) -> Iterator[Packed]:
     """The tensors in their order, packed, a vector together with the matrix after it where that is smaller."""
     waiting: Packed | None = None
-    for name, array in arrays:
-        packed = pack_one(name, array, plan)
+    for packed in ahead(lambda pair: pack_one(*pair, plan), arrays, threads):
         if waiting is not None:
             column, packed = _join(waiting, packed)
             waiting = None
             yield column
-        if plan.joins and array.ndim == 1 and packed.levels is not None:
+        if plan.joins and packed.array.ndim == 1 and packed.levels is not None:
             waiting = packed
         else:
             yield packed

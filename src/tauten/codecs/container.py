@@ -15,11 +15,13 @@ from typing import Final
 
 import numpy as np
 
+from tauten.codecs._ahead import ahead
 from tauten.codecs._entries import DTYPES, Head, has_room, read_head, squeezed, write_head
 from tauten.codecs._packing import HUFFMAN, MIXING, PLANES, Plan, check_column, pack_all, unpack_one
 from tauten.codecs._values import Kind
 from tauten.codecs._wire import Reader, varint
 from tauten.codecs.codec import default_limit
+from tauten.core.environment import cores
 from tauten.core.tensor import Array, Arrays
 from tauten.errors import ArtifactError, ConfigError
 
@@ -32,6 +34,8 @@ MAGIC: Final = b"TTNW"
 VERSION: Final = 1
 SUFFIX: Final = ".coded"
 _CHECK_BYTES: Final = 4
+_ALONE_BYTES: Final = 4 * 2**20
+"""Weights of fewer bytes are coded by one thread, which is done before others have begun."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ def iter_encode(arrays: Mapping[str, Array], plan: Plan) -> Iterator[bytes]:
     yield MAGIC + bytes([VERSION]) + varint(total) + varint(len(names))
     previous, check = b"", 0
     pending: list[Array] = []
-    for packed in pack_all(((name, _native(arrays[name])) for name in names), plan):
+    threads = cores() if total > _ALONE_BYTES else 1
+    for packed in pack_all(((name, _native(arrays[name])) for name in names), plan, threads):
         name = packed.head.name
         head = replace(packed.head, checked=packed.head.checked or name == names[-1])
         raw = write_head(head, previous)
@@ -90,22 +95,16 @@ def iter_encode(arrays: Mapping[str, Array], plan: Plan) -> Iterator[bytes]:
 def iter_decode(data: bytes | bytearray | memoryview, limit_bytes: int | None = None) -> Iterator[tuple[str, Array]]:
     """Names and arrays, one after the other, each once its checksum was found right."""
     pending: Arrays = {}
-    column: Head | None = None
     check = 0
-    for stored in entries(data, limit_bytes):
-        head = stored.head
-        check = zlib.crc32(stored.raw, check)
-        if head.joined:
-            column = head
-            continue
-        array, last = unpack_one(head, stored.payload, column)
-        if column is not None and last is not None:
-            pending[column.name] = last
-        column = None
-        pending[head.name] = array
-        if stored.check is not None:
-            if _checksum(pending.values(), check) != stored.check:
-                raise ArtifactError(f"weights: {head.name!r}: its numbers are not those that were coded: damaged")
+    threads = cores() if len(data) > _ALONE_BYTES // 4 else 1
+    for together, arrays in ahead(_unpacked, _with_columns(entries(data, limit_bytes)), threads):
+        for stored in together:
+            check = zlib.crc32(stored.raw, check)
+        pending |= arrays
+        last = together[-1]
+        if last.check is not None:
+            if _checksum(pending.values(), check) != last.check:
+                raise ArtifactError(f"weights: {last.head.name!r}: its numbers are not those that were coded: damaged")
             yield from pending.items()
             pending, check = {}, 0
 
@@ -147,6 +146,26 @@ def entries(data: bytes | bytearray | memoryview, limit_bytes: int | None = None
 def coded_bytes(data: bytes | bytearray | memoryview, limit_bytes: int | None = None) -> dict[str, int]:
     """What each tensor takes in the file, by name. Raises ``ArtifactError`` where the format is not held."""
     return {stored.head.name: stored.coded_bytes for stored in entries(data, limit_bytes)}
+
+
+def _with_columns(found: Iterable[Stored]) -> Iterator[tuple[Stored, ...]]:
+    """Each tensor, a column together with its matrix."""
+    before: tuple[Stored, ...] = ()
+    for stored in found:
+        if stored.head.joined:
+            before = (stored,)
+        else:
+            yield (*before, stored)
+            before = ()
+
+
+def _unpacked(together: tuple[Stored, ...]) -> tuple[tuple[Stored, ...], Arrays]:
+    """The same, and their arrays in order."""
+    stored, column = together[-1], together[0].head if len(together) > 1 else None
+    array, last = unpack_one(stored.head, stored.payload, column)
+    if column is None or last is None:
+        return together, {stored.head.name: array}
+    return together, {column.name: last, stored.head.name: array}
 
 
 def _stored(reader: Reader, start: int, head: Head) -> Stored:

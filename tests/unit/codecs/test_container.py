@@ -83,6 +83,16 @@ def test_tensors_are_written_and_read_one_by_one() -> None:
     assert [name for name, _ in reading] == sorted(MIXED)[1:]
 
 
+def test_large_weights_come_back_in_order_from_several_threads() -> None:
+    weights = {f"{place:02d}": DRAW.integers(-3, 4, 400_000).astype(np.float32) for place in range(4)}
+    data = container.encode(weights, container.Plan((container.HUFFMAN,)))
+    parts = list(container.iter_decode(data))
+    assert [name for name, _ in parts] == list(weights)
+    assert same(dict(parts), weights)
+    with pytest.raises(ArtifactError):
+        container.decode(data[:-1] + b"!")
+
+
 def test_a_damaged_tensor_does_not_hide_those_before_it() -> None:
     data = bytearray(CODECS.get("zstd").encode({"a": sparse(9, 9, 1), "b": sparse(9, 9, 1)}))
     data[-1] ^= 1
