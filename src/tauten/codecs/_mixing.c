@@ -473,7 +473,7 @@ INLINE void scan(State *s, float *told, size_t width, const int mode, const int 
 static void header(State *s, int32_t *settings, const int mode)
 {
     static const int widths[SETTINGS] = {1, 5, 12, 12, 1, 1, 1, 2, 2, 1};
-    static const int usual[SETTINGS] = {0, 0, 0, 0, 0, 0, 1, 0, 1, 1};
+    static const int usual[SETTINGS] = {0, 0, 0, 0, 0, 0, 1, 0, 3, 1};
     int i, j;
     for (i = 0; i < SETTINGS; i++) {
         int differs = coder_bit(&s->coder, 8192, settings[i] != usual[i], mode);

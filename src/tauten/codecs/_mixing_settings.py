@@ -43,7 +43,7 @@ def chosen(q: Int32, period: int) -> Settings:
     """
     live = np.count_nonzero(q.any(1)) * np.count_nonzero(q.any(0))
     if not live:
-        return _with(USUAL, {RICH: 0})
+        return _with(USUAL, {COLUMN_FLAGS: 0})
     sample = _rows(q, max(_TRIED, q.size) // _TRIALS * q.size // int(live))
     search = _Search(sample, period, _with(USUAL, {SHIFT: _shift(q)}))
     search.light(speed_counts=int(live) > _LARGE // 16)
