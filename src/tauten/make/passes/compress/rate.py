@@ -1,0 +1,271 @@
+"""Prunes and rounds while it trains, towards the bytes that the coded weights may take."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar, Final
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauten.codecs import CODECS
+from tauten.core.tensor import Arrays
+from tauten.errors import PassError
+from tauten.make.model.fit import has_labels, labelled
+from tauten.make.model.model import SPARSE, Model
+from tauten.make.model.pass_ import Change, Context
+from tauten.make.model.train import Trainer, checkpoints_of
+from tauten.make.passes.compress._rate_bits import CODEC, coded_bytes, estimate_all
+from tauten.make.passes.compress._rate_budget import Allocator, trim
+from tauten.make.passes.compress._rate_layer import Part, RateWeight, attach, detach, find
+from tauten.make.passes.compress._rate_segment import Segment
+from tauten.make.passes.compress._rate_units import remove_dead, sort_units
+from tauten.make.passes.compress._steps import short_step
+from tauten.make.passes.distill._student import Learning
+
+__all__ = ["Rate"]
+
+_SETTLED: Final = 0.75
+"""The share of the rounded training after which no weight is pruned and none returns."""
+_FIRST: Final = 0.3
+"""The share of the pruning after which units that died are taken out, which makes the rest of it faster."""
+_PRUNED: Final = 0.9
+"""The share of the pruning after which its budget is reached."""
+_POWER: Final = 2.0
+_FULL: Final = 4.0
+"""Bits of a weight at first."""
+_CODER_GAINS: Final = 0.9
+"""What a coder with contexts makes of an estimate from densities, before there are levels to ask it about."""
+_MARGIN: Final = 0.99
+_UNUSED_STEP: Final = 2.0**-6
+"""A layer without a weight has no mean to take a step from."""
+
+
+@dataclass(frozen=True)
+class Rate(Learning):
+    """Trains the model so that its weights, once the codec ``arithmetic`` has coded them, take ``bytes``.
+
+    Without ``bytes``, a ``share`` of what they take in float32. The weights are those of linear and
+    convolutional layers, embeddings and attention, biases included; what else there is stays as it is, and counts.
+
+    For a share ``prune`` of the epochs, weights are set to zero again and again: those stay whose loss, by squared
+    gradients, is worth most for the bits that they take, which are told by the densities of rows and columns. The
+    budget falls along ``1 - (1 - f) ** 2.5``, and what was pruned may return. Then units that nothing reads are taken
+    out, and each layer gets a grid, whose step begins at ``levels`` times the mean magnitude and is learned with the
+    weights; the budget is now held against the bytes of the real codec. For the last quarter nothing is pruned any
+    more, and the best weights on held-out data are kept. What comes out is whole multiples of a short step in
+    float32, with the units in the order that codes best.
+
+    The other parameters are those of training, as ``Learning`` tells; with ``distill`` the original teaches.
+    """
+
+    name: ClassVar[str] = "compress.rate"
+    gives: ClassVar[frozenset[str]] = frozenset({SPARSE})
+    trains: ClassVar[bool] = True
+
+    bytes: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    prune: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    levels: Annotated[float, Field(gt=0, le=4)] = 0.6
+    epochs: int = 10
+    temperature: float = 3.0
+    distill: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bytes is not None and self.bytes < 1:
+            raise self._wrong("bytes", "1 or more")
+        for name in ("share", "prune"):
+            if not 0 < getattr(self, name) < 1:
+                raise self._wrong(name, "above 0 and below 1")
+        if not 0 < self.levels <= 4:
+            raise self._wrong("levels", "above 0 and at most 4")
+
+    def __call__(self, model: Model, context: Context) -> Change:
+        """Raises ``PassError`` where there is nothing to train or learn from, or the bytes cannot be met."""
+        task = context.task
+        if not task.has("train"):
+            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
+        if not self.distill and not has_labels(task.data("train")):
+            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        places, refused = find(model.module)
+        if not places:
+            raise PassError(f"{self.name}: the model has no weights that can be coded: {refused}")
+        float32_bytes = sum(one.nbytes for one in model.module.state_dict().values() if isinstance(one, Tensor))
+        target = self.bytes if self.bytes is not None else math.floor(self.share * float32_bytes)
+        example = next(iter(task.data("calibrate")))[0]
+        lengths, weights = self._lengths(), sum(one.numel() for one in model.module.parameters())
+        latents: dict[str, Tensor] = {}
+        told = []
+        for place in range(len(lengths)):
+            stage = _Stage(lengths, place)
+            parts = attach(model.module, find(model.module)[0], partial(self._weight, stage))
+            for part in parts:
+                part.latent.data.copy_(latents.get(part.full_name, part.latent))
+            allocator = self._allocator(model.module, parts, stage, target, weights)
+            told.append(self._train(model, context, stage, allocator))
+            if stage.rounds:
+                trim(model.module, parts, target)
+            latents = {part.full_name: part.latent.detach().clone() for part in parts}
+            steps = {part.full_name: float(part.weight.step) for part in parts if stage.rounds}
+            detach(parts)
+            model, latents, units = _without_dead(model, example, latents)
+            told[-1]["units"] = units
+        module = sort_units(model, example, lambda one: coded_bytes(one, []))
+        made = coded_bytes(module, [])
+        if made > target:
+            raise PassError(f"{self.name}: expected at most {target} bytes, the nearest is {made}")
+        notes = {
+            **told[-1],
+            "pruning": told[:-1],
+            "bytes": made,
+            "expected_bytes": target,
+            "float32_bytes": float32_bytes,
+            "steps": steps,
+            **_by_layer(module, places),
+            "refused": refused,
+        }
+        return Change(module.eval(), notes)
+
+    def _lengths(self) -> tuple[int, ...]:
+        """Epochs of the stages: pruned, pruned without the units that died first, and rounded."""
+        first = max(1, round(_FIRST * self.prune * self.epochs))
+        second = max(1, round(self.prune * self.epochs) - first)
+        return first, second, max(1, self.epochs - first - second)
+
+    def _weight(self, stage: _Stage, name: str, value: Tensor) -> RateWeight:
+        if stage.place == 0:
+            return RateWeight(torch.ones_like(value, dtype=torch.bool))
+        if not stage.rounds:
+            return RateWeight(value != 0)
+        held = value[value != 0].abs()
+        return RateWeight(value != 0, short_step(float(self.levels * held.mean())) if held.numel() else _UNUSED_STEP)
+
+    def _allocator(self, module: nn.Module, parts: list[Part], stage: _Stage, target: int, weights: int) -> Allocator:
+        fixed = self._fixed(module, parts, target)
+        wanted = (target - fixed) * 8 / _CODER_GAINS
+        full = max(wanted, _FULL * weights)
+
+        def falling(share: float) -> float:
+            done = min(1.0, stage.pruned(share) / _PRUNED)
+            return float(full * (wanted / full) ** (1 - (1 - done) ** _POWER))
+
+        def held(share: float) -> float:
+            """What the estimate may be, by what the coder now makes of it."""
+            found = estimate_all(parts) / max(1.0, 8 * (coded_bytes(module, parts) - fixed))
+            return found * 8 * (_MARGIN * target - fixed)
+
+        return Allocator(parts, held, _SETTLED) if stage.rounds else Allocator(parts, falling, 1.0)
+
+    def _train(self, model: Model, context: Context, stage: _Stage, allocator: Allocator) -> dict[str, Any]:
+        """Train ``model.module`` in place for one stage. Returns notes."""
+        task = context.task
+        teachers = (context.reference,) if self.distill else ()
+        distillation = self._distillation(model, task, teachers) if teachers else None
+        trainer = Trainer(
+            inputs=model.inputs,
+            outputs=model.outputs,
+            training=Segment(
+                epochs=stage.epochs,
+                steps=round(self.steps * stage.epochs / sum(stage.lengths)),
+                learning_rate=self.learning_rate or task.learning_rate,
+                precision=self.precision,
+                accumulate=self.accumulate,
+                recompute=self.recompute,
+                max_memory_mib=self.max_memory_mib,
+                patience=self.patience,
+                begin=stage.begin,
+                end=stage.end,
+            ),
+            objective=distillation or labelled(task),
+            seed=context.seed + stage.place,
+            progress=lambda said, share: context.progress(said, stage.begin + (stage.end - stage.begin) * share),
+            teachers=teachers,
+            companion=distillation.hints if distillation else None,
+            checkpoints=checkpoints_of(context, self, teachers),
+        )
+        with distillation.watching(model.module) if distillation else nullcontext():
+            trained = trainer(
+                model.module,
+                task.data("train"),
+                self._held_out(task, teachers),
+                on_step=allocator,
+                # Of what is pruned only the last weights have the bits that are asked for.
+                settled=_SETTLED if stage.rounds else 1 - 1e-9,
+            )
+        return {**trained.to_notes(), **(distillation.to_notes() if distillation else {"distilled": None})}
+
+    def _fixed(self, module: nn.Module, parts: list[Part], target: int) -> int:
+        """Bytes of everything that is not a weight."""
+        fixed = coded_bytes(module, parts, zero=True)
+        if fixed >= target * _MARGIN:
+            raise PassError(
+                f"{self.name}: expected at most {target} bytes, but with every weight zero the file has {fixed}: "
+                "norms, buffers, names and shapes take them"
+            )
+        return fixed
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One of the trainings that follow each other: ``lengths`` are the epochs of all of them, ``place`` which it is."""
+
+    lengths: tuple[int, ...]
+    place: int
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights lie on grids: in the last."""
+        return self.place == len(self.lengths) - 1
+
+    @property
+    def epochs(self) -> int:
+        """How long it is."""
+        return self.lengths[self.place]
+
+    @property
+    def begin(self) -> float:
+        """Where it begins, as a share of all of them."""
+        return sum(self.lengths[: self.place]) / sum(self.lengths)
+
+    @property
+    def end(self) -> float:
+        """Where it ends."""
+        return self.begin + self.epochs / sum(self.lengths)
+
+    def pruned(self, share: float) -> float:
+        """Which share of all pruning is done at a share of it."""
+        return (sum(self.lengths[: self.place]) + share * self.epochs) / sum(self.lengths[:-1])
+
+
+def _without_dead(
+    model: Model, example: Arrays, latents: Mapping[str, Tensor]
+) -> tuple[Model, dict[str, Tensor], list[dict[str, Any]]]:
+    """As often as taking units out leaves others unread; ``latents``, of the module's shapes, lose them too."""
+    other = copy.deepcopy(model.module)
+    with torch.no_grad():
+        for name, latent in latents.items():
+            other.get_parameter(name).copy_(latent)
+    told: list[dict[str, Any]] = []
+    while True:
+        module, notes = remove_dead(model, example, other)
+        if "refused" in notes or notes["units"]:
+            told.append(notes)
+        if module is model.module:
+            return model, {name: other.get_parameter(name).detach() for name in latents}, told
+        model = model.but(module=module)
+
+
+def _by_layer(module: nn.Module, places: dict[str, tuple[str, str]]) -> dict[str, Any]:
+    """Bits a weight, each coded alone, and the share of zeros, by parameter; the weights are those that are left."""
+    codec = CODECS.get(CODEC)
+    held = {name: module.get_parameter(name).detach() for name in places}
+    bits = {name: 8 * len(codec.encode({name: one.cpu().numpy()})) / max(1, one.numel()) for name, one in held.items()}
+    zeros = {name: float((one == 0).float().mean()) for name, one in held.items()}
+    return {"bits_per_weight": bits, "zeros": zeros}
