@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -297,6 +298,17 @@ def test_an_encoder_of_pytorch_is_kept_from_its_fused_kernel() -> None:
     slow = made.module(torch.from_numpy(data[0]))
     assert torch.allclose(quick, slow, atol=1e-5)
     assert any("linear1" in path for path in made.history[-1].notes["layers"])
+
+
+def test_code_that_asks_a_layer_of_itself_gets_its_answers() -> None:
+    layer = nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=1)
+    made = METHODS["spatial"](layer, None).make((4,))
+    for asked in (made, copy.deepcopy(made)):
+        assert (asked.stride, asked.kernel_size, asked.out_channels) == ((2, 1), (3, 5), 6)
+        assert asked.bias.shape == (6,)
+        assert asked.weight.dtype == torch.float32
+        with pytest.raises(AttributeError, match="no attribute 'colour'"):
+            _ = asked.colour
 
 
 def test_zeros_of_pruning_are_not_filled() -> None:

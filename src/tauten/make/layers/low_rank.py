@@ -18,10 +18,21 @@ Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class LowRank(nn.Sequential):
-    """Thin layers in place of one; the last has its bias.
+    """Thin layers in place of ``layer``; the last has its bias.
 
-    ``weight`` and ``bias`` are those of the one layer that would answer alike, for code around it that asks.
+    ``weight`` and ``bias`` are those of the one layer that would answer alike, and what else ``layer`` said of itself,
+    such as its stride, is kept: for code around it that asks.
     """
+
+    def __init__(self, layer: nn.Module, *parts: nn.Module) -> None:
+        super().__init__(*parts)
+        names: list[str] = getattr(layer, "__constants__", [])
+        self.said = {name: getattr(layer, name) for name in names if hasattr(layer, name)}
+
+    def __getattr__(self, name: str) -> Any:
+        """What the layer said of itself."""
+        said = self.__dict__.get("said", {})
+        return said[name] if name in said else super().__getattr__(name)
 
     @property
     def weight(self) -> Tensor:
@@ -42,26 +53,27 @@ class LowRank(nn.Sequential):
 
 def linear_pair(layer: nn.Linear, inner: Tensor, outer: Tensor, bias: Tensor | None) -> LowRank:
     """``outer @ inner``: ``inner`` is ``(rank, inputs)``, ``outer`` ``(outputs, rank)``, ``bias`` ``(outputs,)``."""
-    return LowRank(_linear(inner, None, layer), _linear(outer, bias, layer))
+    return LowRank(layer, _linear(inner, None, layer), _linear(outer, bias, layer))
 
 
 def embedding_pair(layer: nn.Embedding, table: Tensor, outer: Tensor) -> LowRank:
     """A thin ``table`` ``(rows, rank)``, and ``outer`` ``(width, rank)`` that widens it (Lan et al., 2020)."""
     rows, rank = table.shape
     thin = _fill(nn.Embedding(rows, rank, padding_idx=layer.padding_idx), table, None, layer)
-    return LowRank(thin, _linear(outer, None, layer))
+    return LowRank(layer, thin, _linear(outer, None, layer))
 
 
 def channel_pair(layer: Convolution, inner: Tensor, outer: Tensor, bias: Tensor | None) -> LowRank:
     """``inner`` ``(rank, in, *kernel)`` goes over places as the layer did, ``outer`` ``(out, rank)`` mixes channels."""
     return LowRank(
-        _convolution(layer, inner, None, **_like(layer)), _convolution(layer, _pointwise(layer, outer), bias)
+        layer, _convolution(layer, inner, None, **_like(layer)), _convolution(layer, _pointwise(layer, outer), bias)
     )
 
 
 def spatial_pair(layer: nn.Conv2d, down: Tensor, across: Tensor, bias: Tensor | None) -> LowRank:
     """``down`` ``(rank, in, height)`` goes along columns, ``across`` ``(out, rank, width)`` along rows."""
     return LowRank(
+        layer,
         _convolution(layer, down.unsqueeze(-1), None, **_along(layer, 0)),
         _convolution(layer, across.unsqueeze(-2), bias, **_along(layer, 1)),
     )
@@ -70,6 +82,7 @@ def spatial_pair(layer: nn.Conv2d, down: Tensor, across: Tensor, bias: Tensor | 
 def tucker_row(layer: Convolution, inner: Tensor, core: Tensor, outer: Tensor, bias: Tensor | None) -> LowRank:
     """``inner`` ``(r, in)``, ``core`` ``(s, r, *kernel)`` that goes over places, and ``outer`` ``(out, s)``."""
     return LowRank(
+        layer,
         _convolution(layer, _pointwise(layer, inner), None),
         _convolution(layer, core, None, **_like(layer)),
         _convolution(layer, _pointwise(layer, outer), bias),
