@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tauten.codecs import CODECS
 from tauten.core.tensor import TensorSpec
 from tauten.errors import PassError, RecipeError
 from tauten.make.model.apply import apply
@@ -65,22 +66,28 @@ def loss(matrix, levels, steps, inputs, outputs) -> float:
     return float(torch.trace(outputs.double() @ off @ inputs.double() @ off.T))
 
 
-def test_every_row_is_whole_multiples_of_a_short_step() -> None:
-    _, made = rounded(encoder_task(), share=0.2)
-    for name, parameter in made.module.named_parameters():
+@pytest.fixture(scope="module")
+def small():
+    """A task, its model, and that model in 2,500 bytes."""
+    task = encoder_task()
+    return task, *rounded(task, bytes=2500)
+
+
+def test_every_row_is_whole_multiples_of_a_short_step(small) -> None:
+    for name, parameter in small[2].module.named_parameters():
         rows = parameter.detach().reshape(len(parameter), -1) if parameter.ndim > 1 else parameter.detach()[None]
         assert all(on_grid(row) for row in rows), name
 
 
-def test_the_bytes_that_were_asked_for_are_not_exceeded_and_nearly_used() -> None:
-    _, made = rounded(encoder_task(), bytes=2500)
-    notes = made.history[-1].notes
-    assert 2300 < notes["bytes"] <= 2500
+def test_the_bytes_that_were_asked_for_are_not_exceeded_and_nearly_used(small) -> None:
+    _, _, made = small
+    arrays = {name: parameter.detach().numpy() for name, parameter in made.module.named_parameters()}
+    assert made.history[-1].notes["bytes"] == len(CODECS.get("arithmetic").encode(arrays))
+    assert 2400 < made.history[-1].notes["bytes"] <= 2500
 
 
-def test_data_and_feedback_spare_error_of_plain_rounding_for_the_same_bits() -> None:
-    task = encoder_task()
-    model, made = rounded(task, share=0.15)
+def test_data_and_feedback_spare_error_of_plain_rounding_for_the_same_bits(small) -> None:
+    task, model, made = small
     notes = made.history[-1].notes
     bits = sum(notes["bits"][name] * p.numel() for name, p in made.module.named_parameters() if p.ndim > 1)
     plain = copy.deepcopy(model.module)
@@ -104,7 +111,7 @@ def test_rounding_in_diagonals_is_the_nearest_plane() -> None:
     matrix = torch.randn((4, 5), generator=draw)
     inputs, outputs = curve(5, 1), curve(4, 2)
     steps = torch.full((4,), 0.5)
-    rule = Rule(steps, torch.ones(5))
+    rule = Rule(steps)
     found = round_diagonals(matrix, factor(inputs, 0.0), factor(outputs, 0.0), rule)
     whole = torch.kron(inputs.double(), outputs.double())  # column by column
     want = matrix.double().T.reshape(-1)
@@ -122,7 +129,7 @@ def test_feedback_along_rows_and_columns_loses_less_than_rounding_to_the_nearest
     matrix = torch.randn((24, 32), generator=torch.Generator().manual_seed(0))
     inputs, outputs = curve(32, 1), curve(24, 2)
     steps = torch.full((24,), 0.5)
-    rule = Rule(steps, torch.ones(32))
+    rule = Rule(steps)
     nearest = loss(matrix, (matrix / 0.5).round(), steps, inputs, outputs)
     columns = round_columns(matrix, factor(inputs, 0.0), outputs.diagonal(), rule)
     both = round_diagonals(matrix, factor(inputs, 0.0), factor(outputs, 0.0), rule)
@@ -133,8 +140,8 @@ def test_feedback_along_rows_and_columns_loses_less_than_rounding_to_the_nearest
 def test_a_slope_buys_bits_with_error() -> None:
     matrix = torch.randn((64, 64), generator=torch.Generator().manual_seed(0))
     steps, even = torch.full((64,), 0.7), Factor(torch.ones(64))
-    plain = round_columns(matrix, even, torch.ones(64), Rule(steps, torch.ones(64)))
-    rule = Rule(steps, torch.ones(64), 0.15 * 0.7**2, read_symbols(plain))
+    plain = round_columns(matrix, even, torch.ones(64), Rule(steps))
+    rule = Rule(steps, 0.15 * 0.7**2, read_symbols(plain))
     cheap = round_columns(matrix, even, torch.ones(64), rule)
     gain = read_symbols(plain).total(plain) - read_symbols(cheap).total(cheap)
     assert gain > 0.03 * read_symbols(plain).total(plain)
@@ -148,7 +155,7 @@ def test_zeros_stay() -> None:
     with torch.no_grad():
         module.wide.weight[::2] = 0
     task = Task(model=module, inputs=task.inputs, calibrate=[inputs for inputs, _ in task.data("calibrate")])
-    _, made = rounded(task, share=0.3)
+    _, made = rounded(task, step=0.003)
     assert not made.module.wide.weight[::2].any()
 
 
@@ -175,7 +182,7 @@ def test_tied_grouped_recurrent_and_unused_weights() -> None:
     ids = torch.randint(0, 50, (16, 6)).numpy()
     specs = (TensorSpec(name="ids", shape=("batch", 6), dtype="int64"),)
     task = Task(model=Shared().eval(), inputs=specs, calibrate=[{"ids": ids}], metric="sqnr")
-    model, made = rounded(task, share=0.3)
+    model, made = rounded(task, step=0.003)
     assert made.module.head.weight is made.module.tokens.weight
     assert error(task, model, made) < 0.02
     for parameter in made.module.parameters():
@@ -195,17 +202,25 @@ def test_answers_without_gradients_are_told_and_still_rounded() -> None:
             return self.inner(ids, mask).detach()
 
     silent = Task(model=Silent(), inputs=task.inputs, calibrate=[inputs for inputs, _ in task.data("calibrate")])
-    model, made = rounded(silent, share=0.3)
+    model, made = rounded(silent, step=0.1)
     assert "gradient" in made.history[-1].notes["without_curvature"]
     assert error(silent, model, made) < 0.05
 
 
 def test_biases_give_layers_their_means_back() -> None:
-    task = residual_task()
-    _, made = rounded(task, share=0.12)
-    assert made.history[-1].notes["bias_corrected"]
-    _, plain = rounded(task, share=0.12, correct_bias=False)
+    task = encoder_task()
+    model, made = rounded(task, step=0.03)
+    assert len(made.history[-1].notes["bias_corrected"]) == 6
+    _, plain = rounded(task, step=0.03, correct_bias=False)
     assert not plain.history[-1].notes["bias_corrected"]
+    assert error(task, model, made) < error(task, model, plain)
+
+
+def test_batch_norms_are_folded_first_as_engines_would() -> None:
+    task = residual_task()
+    model, made = rounded(task, step=0.003)
+    assert len(made.history[-1].notes["folded"]) == 6
+    assert error(task, model, made) < 0.02
 
 
 def test_too_few_bytes_are_refused() -> None:

@@ -63,12 +63,11 @@ def _floor(diagonal: Tensor, damping: float) -> Tensor:
 class Rule:
     """How a number is chosen: the nearest multiple of its step, or the one before, where bits are worth it.
 
-    The step of a number is that of its row, ``steps`` ``(rows,)``, times that of its column, ``stretch``
-    ``(columns,)``. ``slope`` is the error that one bit is worth, ``symbols`` says what bits it takes.
+    ``steps`` ``(rows,)`` are the rows' steps, ``slope`` the error that one bit is worth; ``symbols`` says what bits a
+    number takes.
     """
 
     steps: Tensor
-    stretch: Tensor
     slope: float = 0.0
     symbols: Symbols | None = None
 
@@ -105,7 +104,7 @@ def _columns(wanted: Tensor, inputs: Factor, outputs: Tensor, rule: Rule, rows: 
     count = wanted.shape[1]
     if inputs.root is None:
         power = outputs[:, None] * inputs.power
-        return rule.choose(wanted, steps[:, None] * rule.stretch, rows, slice(0, count), power) * kept
+        return rule.choose(wanted, steps[:, None], rows, slice(0, count), power) * kept
     # Transposed: each column lies in one piece.
     left, levels = wanted.T.contiguous(), torch.empty(wanted.shape[::-1])
     for start in range(0, count, _BLOCK):
@@ -113,11 +112,10 @@ def _columns(wanted: Tensor, inputs: Factor, outputs: Tensor, rule: Rule, rows: 
         errors = torch.empty((end - start, len(wanted)))
         for column in range(start, end):
             now = left[column]
-            width = steps * rule.stretch[column]
-            chosen = rule.choose(now, width, rows, column, outputs * inputs.power[column]) * kept[:, column]
+            chosen = rule.choose(now, steps, rows, column, outputs * inputs.power[column]) * kept[:, column]
             levels[column] = chosen
             error = errors[column - start]
-            torch.sub(now, chosen * width, out=error)
+            torch.sub(now, chosen * steps, out=error)
             if column + 1 < end:
                 left[column + 1 : end].addr_(inputs.root[column, column + 1 : end], error, alpha=-1)
         if end < count:
@@ -146,7 +144,7 @@ def round_diagonals(matrix: Tensor, inputs: Factor, outputs: Factor, rule: Rule)
         own = target[at, of]
         wanted = own + shift[of, at]
         power = outputs.power[at] * inputs.power[of]
-        width = rule.steps[at] * rule.stretch[of]
+        width = rule.steps[at]
         chosen = rule.choose(wanted, width, at, of, power) * kept[at, of]
         levels[at, of] = chosen
         value = chosen * width

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -140,7 +140,7 @@ def round_plan(plan: Plan, matrix: Tensor, delta: float, inputs: Sequence[Factor
     """Levels ``(rows, columns)`` for ``matrix``, the steps of its rows, and what they are foretold to take in bits."""
     steps = plan.steps(delta)
     nearest = (matrix / steps[:, None]).round_()
-    rule = Rule(steps, torch.ones(matrix.shape[1]), SLOPE * delta**2, read_symbols(nearest))
+    rule = Rule(steps, SLOPE * delta**2, read_symbols(nearest))
     if plan.outputs is not None and plan.outputs.root is not None and inputs[0].root is not None and len(inputs) == 1:
         levels = round_diagonals(matrix, inputs[0], plan.outputs, rule)
     else:
@@ -155,7 +155,8 @@ def _grouped(plan: Plan, matrix: Tensor, inputs: Sequence[Factor], rule: Rule) -
     parts = []
     for group, of_group in enumerate(inputs):
         rows = slice(group * size, (group + 1) * size)
-        own = Rule(rule.steps[rows], rule.stretch)
+        symbols = rule.symbols and replace(rule.symbols, classes=rule.symbols.classes[rows])
+        own = Rule(rule.steps[rows], rule.slope, symbols)
         parts.append(round_columns(matrix[rows], of_group, plan.rows[rows], own))
     return torch.cat(parts)
 

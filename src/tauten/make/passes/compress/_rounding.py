@@ -17,7 +17,8 @@ from tauten.make.passes.compress._sites import Site
 from tauten.make.passes.compress._steps import LARGEST_LEVEL, short_step
 from tauten.make.passes.quantize._calibrate import Data
 
-_MOST_STAGES: Final = 32
+_MOST_STAGES: Final = 12
+"""Walks over the data: in deeper models, several layers in a row see the same rounded ones before them."""
 _VECTOR_SHARE: Final = 0.5  # of the step that a number of a matrix would have: there are few
 _FEWEST_LEVELS: Final = 31  # of the largest magnitude of a vector, whatever the slope
 
@@ -42,8 +43,8 @@ class Rounding:
     correct_bias: bool
     first: dict[str, Tensor]
 
-    def __call__(self, delta: float) -> Rounded:
-        """Everything onto the grids of ``delta``."""
+    def __call__(self, delta: float, draft: bool = False) -> Rounded:
+        """Everything onto the grids of ``delta``; a ``draft`` takes inputs as they were before any rounding."""
         done = Rounded()
         self.restore()
         with torch.no_grad():
@@ -54,7 +55,7 @@ class Rounding:
                     self._round(plan, plan.inputs, delta, done)
             for number, stage in enumerate(stages):
                 self.data.context.progress("rounding", number / len(stages))
-                self._stage(stage, delta, done)
+                self._stage(stage, delta, draft, done)
             for site in self.sites:
                 if site.kind == "vector":
                     self._round_vector(site, delta, done)
@@ -94,14 +95,16 @@ class Rounding:
         most = max(1, -(-len(stages) // _MOST_STAGES))
         return [[plan for stage in stages[at : at + most] for plan in stage] for at in range(0, len(stages), most)]
 
-    def _stage(self, stage: Sequence[Plan], delta: float, done: Rounded) -> None:
+    def _stage(self, stage: Sequence[Plan], delta: float, draft: bool, done: Rounded) -> None:
         sites = [plan.site for plan in stage]
-        seen = watch_inputs(self.model, sites, self.data.batches(), self.curvature, self.data.context.seed)
+        seen = self.curvature.moments
+        if not draft:
+            seen = watch_inputs(self.model, sites, self.data.batches(), self.curvature, self.data.context.seed)
         for plan in stage:
             now = seen[plan.site.path]
             bias = plan.site.layer.bias
             corrects = self.correct_bias and bias is not None
-            inputs = plan.inputs if now.inputs is None else factors_of(now, corrects)
+            inputs = plan.inputs if draft or now.inputs is None else factors_of(now, corrects)
             self._round(plan, inputs, delta, done)
             if corrects and now.means is not None:
                 bias.add_(self.shift(plan.site, now.means))

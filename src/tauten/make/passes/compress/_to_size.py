@@ -38,7 +38,7 @@ def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded,
     numbers = sum(site.weight.numel() for site in rounding.sites)
     aim = 8.0 * limit * _AIM
     step = _foretold(rounding.plans, aim, numbers)
-    rounding(step)
+    rounding(step, draft=True)
     # What coding takes is foretold well but for a share, and for what is no matrix.
     off = coded_bytes(rounding.sites) * 8 / foretell(rounding.plans, step)
     rounding = balance(rounding)

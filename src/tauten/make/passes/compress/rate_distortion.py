@@ -77,7 +77,7 @@ class RateDistortion(Pass):
         rounding = Rounding(model, data, sites, plans, curvature, self.correct_bias, first)
         plain = 4 * sum(site.weight.numel() for site in sites)
         if self.step is not None:
-            rounding(self.step)
+            rounding(self.step, draft=True)
             delta, done = self.step, balance(rounding)(self.step)
             size = coded_bytes(sites)
         else:
