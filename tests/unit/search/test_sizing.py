@@ -72,27 +72,29 @@ def test_a_recipe_is_aimed_anew_by_what_the_file_missed_the_limit_by(tmp_path: P
     artifact = sized(tmp_path / "large", 11_000)
     assert abs(artifact.size_bytes - 11_000) < 20
     size = ToSize(shop(artifact), 10_000)
-    second = size.again(SHARED, artifact)
+    second = size.again(SHARED, artifact, {})
     assert second is not None
     assert second.name == "sized-shared-2"
     assert aimed_at(second) == pytest.approx(0.99 * 3000, abs=20)
-    third = size.again(second, sized(tmp_path / "still", 10_100))
+    third = size.again(second, sized(tmp_path / "still", 10_100), {})
     assert third is not None
     assert third.name == "sized-shared-3"
     assert aimed_at(third) < aimed_at(second)
-    assert size.again(third, sized(tmp_path / "never", 10_050)) is None, "there is an end to it"
+    assert size.again(third, sized(tmp_path / "never", 10_050), {}) is None, "there is an end to it"
 
 
 def test_what_the_limit_leaves_is_used_where_quality_was_lost(tmp_path: Path) -> None:
     small = sized(tmp_path / "small", 8000)
-    larger = ToSize(shop(small), 10_000).again(SHARED, small)
+    larger = ToSize(shop(small), 10_000).again(SHARED, small, {"sized-shared": small})
     assert larger is not None
     assert aimed_at(larger) == pytest.approx(0.99 * 6000, abs=20)
-    assert ToSize(shop(small), 10_000).again(SHARED, sized(tmp_path / "perfect", 8000, lost=0.0)) is None
-    assert ToSize(shop(small), 10_000).again(SHARED, sized(tmp_path / "full", 9900)) is None
-    assert ToSize(shop(small), 10_000).again(INT8, small) is None
-    assert ToSize(shop(small), None).again(SHARED, small) is None
-    assert ToSize(shop(small), 10_000, free=False).again(SHARED, small) is None, "the user said how many bytes"
+    better = {"sized-shared": small, "sized-rounded": sized(tmp_path / "better", 9000, lost=0.5)}
+    assert ToSize(shop(small), 10_000).again(SHARED, small, better) is None, "another is better at that size"
+    assert ToSize(shop(small), 10_000).again(SHARED, sized(tmp_path / "perfect", 8000, lost=0.0), {}) is None
+    assert ToSize(shop(small), 10_000).again(SHARED, sized(tmp_path / "full", 9900), {}) is None
+    assert ToSize(shop(small), 10_000).again(INT8, small, {}) is None
+    assert ToSize(shop(small), None).again(SHARED, small, {}) is None
+    assert ToSize(shop(small), 10_000, free=False).again(SHARED, small, {}) is None, "the user said how many bytes"
 
 
 def test_a_levels_recipes_get_what_is_left_beside_the_graph_and_the_manifest(tmp_path: Path) -> None:

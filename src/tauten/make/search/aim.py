@@ -8,8 +8,8 @@ from typing import Any, Final
 from tauten.make.model.pass_ import Pass
 from tauten.make.search.recipe import Recipe
 
-AIMS: Final = ("bytes", "max_bytes")
-"""The parameters that say so."""
+AIM: Final = "bytes"
+"""The parameter that says so."""
 FINEST: Final = "arithmetic"
 """The codec of recipes that aim at a size, where none is asked for: the smallest file."""
 _REST: Final = 6000
@@ -28,18 +28,14 @@ def aimed(recipe: Recipe) -> bool:
 
 def aim(recipe: Recipe, weights_bytes: int) -> Recipe:
     """The recipe with its passes aimed at ``weights_bytes``; as it is where none aims."""
-    passes: list[Any] = list(recipe.passes)
-    for index, step in enumerate(passes):
-        if name := _aim(step):
-            passes[index] = replace(step, **{name: weights_bytes})
+    passes: list[Any] = [replace(step, bytes=weights_bytes) if _bytes(step) else step for step in recipe.passes]
     return replace(recipe, passes=tuple(passes))
 
 
 def aimed_at(recipe: Recipe) -> int:
     """The bytes that its passes aim at; 0 where none does."""
-    return max((int(getattr(step, name)) for step in recipe.passes if (name := _aim(step))), default=0)
+    return max((_bytes(step) for step in recipe.passes), default=0)
 
 
-def _aim(step: Pass) -> str:
-    """The parameter by which the pass is aimed; empty where it is not."""
-    return next((name for name in AIMS if getattr(step, name, None)), "")
+def _bytes(step: Pass) -> int:
+    return int(getattr(step, AIM, None) or 0)

@@ -68,7 +68,7 @@ class Search:
 
     def _nearer(self, name: str) -> Recipe | None:
         """The candidate's recipe aimed anew at the size that is asked for, where that is worth a try."""
-        return self._size.again(self._recipes[name], self.made[name])
+        return self._size.again(self._recipes[name], self.made[name], self.made)
 
     def _refuse(self, asked: Recipe, reason: str) -> None:
         self.refused.append(Refused(name=asked.name, recipe=self._shop.on_way(asked).to_json(), error=reason))

@@ -124,23 +124,18 @@ def _to_size(level: str, lowering: str, weights_bytes: int, codec: str) -> Itera
     def sized(name: str, *passes: Pass) -> Recipe:
         return Recipe(f"sized-{name}", passes, lowering, codec=codec)
 
-    # TEMP
-    from tauten.make.passes import PASSES
-    there = set(PASSES.names())
-    half = _step("prune.structured", ratio=0.5)
-    if level != "low" and "compress.rate" in there:
-        epochs = {"medium": 10, "high": 30}[level]
-        trained = _step("compress.rate", max_bytes=weights_bytes, epochs=epochs)
+    if level != "low":
+        epochs, steps = {"medium": (10, 1500), "high": (30, 6000)}[level]
+        trained = _step("compress.rate", bytes=weights_bytes, epochs=epochs, steps=steps)
         yield sized("trained", trained)
         if level == "high":
             recover = _step("distill.recover", epochs=5, steps=1000)
             yield sized("cut-0.5-trained", _step("prune.structured", ratio=0.5, repair="none"), recover, trained)
-    if "compress.rate_distortion" in there:
-        rounded = _step("compress.rate_distortion", bytes=weights_bytes)
-        yield sized("rounded", rounded)
-        yield sized("cut-0.5-rounded", half, rounded)
-        yield sized("low-rank-rounded", _step("compress.low_rank", ratio=0.5), rounded)
+    rounded = _step("compress.rate_distortion", bytes=weights_bytes)
+    yield sized("rounded", rounded)
     yield sized("shared", _step("compress.share", bytes=weights_bytes))
+    yield sized("cut-0.5-rounded", _step("prune.structured", ratio=0.5), rounded)
+    yield sized("low-rank-rounded", _step("compress.low_rank", ratio=0.5), rounded)
     yield Recipe("int4-weights", (_step("quantize.weight_only", bits=4, rounding="nearest"),), lowering)
 
 

@@ -95,25 +95,32 @@ class ToSize:
             return ""
         return f" Graph, manifest and checksums alone take about {rest:,} bytes."
 
-    def again(self, recipe: Recipe, artifact: Artifact) -> Recipe | None:
+    def again(self, recipe: Recipe, artifact: Artifact, made: Mapping[str, Artifact]) -> Recipe | None:
         """The recipe aimed anew, where its file missed the limit or left some of it; ``None`` for no more tries.
 
-        What fits and lost nothing is good as it is. A recipe that trains is aimed anew once, another twice where the
-        file is still too large.
+        What fits is aimed anew where it lost something, and yet less than all others of ``made`` that fit. A recipe
+        that trains is aimed anew once, another twice where the file is still too large.
         """
         if self.limit is None or not self._free or not aimed(recipe):
             return None
         tried = self._tries.setdefault(_base(recipe), [])
         tried.append(aimed_at(recipe))
-        size, lost = self.expected(artifact), artifact.manifest.measures["drop_points"].value
+        size = self.expected(artifact)
         if len(tried) > (1 if recipe.trains or size <= self.limit else 2):
             return None
-        if size <= self.limit and (lost <= 0 or size >= _NEAR * self.limit):
+        if size <= self.limit and (size >= _NEAR * self.limit or not self._leads(artifact, made)):
             return None
         bytes_ = round(0.99 * (tried[-1] + self.limit - size))
         if bytes_ <= 0 or any(abs(bytes_ - earlier) <= 0.01 * earlier for earlier in tried):
             return None
         return replace(aim(recipe, bytes_), name=f"{_base(recipe)}-{len(tried) + 1}")
+
+    def _leads(self, artifact: Artifact, made: Mapping[str, Artifact]) -> bool:
+        """Whether it lost something, and none of the others that hold the limit lost less."""
+        lost = _lost(artifact)
+        return lost > 0 and all(
+            _lost(other) >= lost for other in made.values() if self.limit is None or self.expected(other) <= self.limit
+        )
 
     def expected(self, artifact: Artifact) -> int:
         """What an artifact will weigh when all measures are in its manifest."""
@@ -155,6 +162,10 @@ class ToSize:
             f"not tried: its weights would take about {least:,.0f} bytes however they are coded, and "
             f"{self.limit:,} are allowed"
         )
+
+
+def _lost(artifact: Artifact) -> float:
+    return artifact.manifest.measures["drop_points"].value
 
 
 def _base(recipe: Recipe) -> str:
