@@ -212,7 +212,7 @@ def test_by_ratio_so_many_numbers_go(ratio: float) -> None:
         part.weight.numel()
         for index in (0, 2, 7, 9)
         for part in made.module[index].modules()
-        if hasattr(part, "kernel_size") or type(part) is nn.Linear
+        if type(part) in (nn.Conv2d, nn.Linear)
     )
     assert (1 - ratio) * whole * 0.8 < left <= (1 - ratio) * whole
 
@@ -251,13 +251,11 @@ def test_by_latency_only_what_is_faster_is_taken() -> None:
     assert "2" in notes["refused"]
 
 
-@pytest.mark.parametrize("parameters", [{"ratio": 0.6}, {"ratio": 0.6, "convolutions": "tucker"}])
-def test_the_graph_answers_as_the_thin_layers(parameters: dict[str, Any], tmp_path: Any) -> None:
+def test_the_graph_answers_as_the_thin_layers(tmp_path: Any) -> None:
     task = thin_task()
-    made = factor(task, **parameters)
+    made = factor(task, ratio=0.6, convolutions="tucker")
     artifact = tauten.save(made, tmp_path / "thin", task=task)
-    whole = tauten.save(to_model(task), tmp_path / "whole", task=task)
-    assert artifact.manifest.weights_bytes < whole.manifest.weights_bytes
+    assert sum(array.size for array in artifact.weights().values()) <= numbers(made.module)
     inputs = next(iter(task.data("calibrate")))[0]
     answers = tauten.load(tmp_path / "thin")(inputs)
     wanted = forward(made.module, made.inputs, made.outputs, inputs)
