@@ -469,7 +469,7 @@ INLINE void scan(State *s, float *told, size_t width, const int mode, const int 
     }
 }
 
-/* Each setting: whether it is the usual one, and if not, its bits. */
+/* Each setting: whether it is the usual one, and if not, its bits; of a setting that has one bit, none. */
 static void header(State *s, int32_t *settings, const int mode)
 {
     static const int widths[SETTINGS] = {1, 5, 12, 12, 1, 1, 1, 2, 2, 1};
@@ -477,11 +477,12 @@ static void header(State *s, int32_t *settings, const int mode)
     int i, j;
     for (i = 0; i < SETTINGS; i++) {
         int differs = coder_bit(&s->coder, 8192, settings[i] != usual[i], mode);
-        if (mode == DECODE) settings[i] = differs ? 0 : usual[i];
-        for (j = differs ? widths[i] - 1 : -1; j >= 0; j--) {
-            int bit = raw_bit(s, (int)(settings[i] >> j) & 1, mode);
-            if (mode == DECODE) settings[i] |= bit << j;
-        }
+        int32_t found = widths[i] > 1 ? 0 : !usual[i];
+        for (j = differs && widths[i] > 1 ? widths[i] - 1 : -1; j >= 0; j--)
+            found |= raw_bit(s, (int)(settings[i] >> j) & 1, mode) << j;
+        if (mode != DECODE) continue;
+        settings[i] = differs ? found : usual[i];
+        if (differs && found == usual[i]) s->coder.fault = DAMAGED;
     }
 }
 

@@ -102,7 +102,7 @@ def _rows(q: Int32, most: int) -> Int32:
 def _shift(q: Int32) -> int:
     """Low bits to split off, so that what is left is a few steps of unary at the mean."""
     found = np.abs(q[q != 0].astype(np.int64))
-    mean = int(found.sum()) // max(1, found.size)
+    mean = int(found.sum()) // max(1, int(found.size))
     return max(0, mean.bit_length() - 3)
 
 

@@ -70,16 +70,17 @@ class _Model:
             self.scan(r, [c for c in columns if live_columns[c]], told)
 
     def header(self, settings: list[int]) -> None:
-        """Each setting: whether it is the usual one, and if not, its bits."""
+        """Each setting: whether it is the usual one, and if not, its bits; of a setting that has one bit, none."""
         coder = self.coder
         for i, (width, usual) in enumerate(zip(_WIDTHS, _USUAL, strict=True)):
             differs = coder.bit(8192, int(settings[i] != usual))
+            found = 0 if width > 1 else 1 - usual
+            for j in range(width - 1 if differs and width > 1 else -1, -1, -1):
+                found |= coder.bit(32768, settings[i] >> j & 1) << j
             if coder.decodes:
-                settings[i] = 0 if differs else usual
-            for j in range(width - 1 if differs else -1, -1, -1):
-                bit = coder.bit(32768, settings[i] >> j & 1)
-                if coder.decodes:
-                    settings[i] |= bit << j
+                settings[i] = found if differs else usual
+                if differs and found == usual:
+                    raise damaged()
         self.settings = settings[: len(_WIDTHS)]
 
     def start(self) -> None:
