@@ -7,7 +7,7 @@
     ├── distill/    recover · progressive
     ├── dynamic/    early_exit · gates · token_merging
     ├── quantize/   post_training · dynamic · weight_only · quantization_aware
-    ├── compress/   share · low_rank · rate
+    ├── compress/   rate · rate_distortion · share · low_rank
     └── device/     half · in_place · channels_last · micro_batches
 
 A pass is named after its folder and file: ``prune.structured``.
