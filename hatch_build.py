@@ -38,6 +38,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
         """Compile; a failure is told and leaves a wheel without the library."""
         fault = _compile(Path(self.root))
         if fault:
+            (Path(self.root) / LIBRARY).unlink(missing_ok=True)  # one of another version would be loaded
             self.app.display_warning(f"the arithmetic coder was not compiled; its Python twin is slow: {fault}")
             return
         build_data["artifacts"].append(LIBRARY.as_posix())
@@ -55,7 +56,8 @@ def _own_compiler() -> list[str]:
 
 def _compile(root: Path) -> str:
     """Write the library; what went wrong, or nothing."""
-    command = _own_compiler() or [sys.executable, "-m", "ziglang", "cc"]
+    # Left alone, zig compiles for the very processor that it runs on.
+    command = _own_compiler() or [sys.executable, "-m", "ziglang", "cc", "-mcpu=baseline"]
     position = () if sys.platform == "win32" else ("-fPIC",)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / LIBRARY.name

@@ -20,6 +20,7 @@
 #define INLINE static inline
 #endif
 
+enum { FORMAT = 1 };
 enum { ENCODE, DECODE, MEASURE };
 enum { OK, DAMAGED = -1, NO_MEMORY = -2, NO_ROOM = -3 };
 enum { TRANSPOSED, SHIFT, LAG, FAR, ROW_FLAGS, COLUMN_FLAGS, SIGNS, LIMIT, RATE, RICH, SETTINGS };
@@ -48,8 +49,8 @@ static uint32_t share_table[1024];
 
 INLINE int64_t down(int64_t x, int n) { return x >= 0 ? x >> n : ~(~x >> n); }
 
-/* Fill the tables; called once before all else. */
-API void tauten_mixing_prepare(void)
+/* Fill the tables; called once before all else. Gives the number of the format that this file writes. */
+API int64_t tauten_mixing_prepare(void)
 {
     uint64_t power = (uint64_t)1 << 24; /* exp(x / 256) in 2^-24 */
     int32_t x, p, i;
@@ -79,6 +80,7 @@ API void tauten_mixing_prepare(void)
         bits_table[p] = whole - part;
     }
     for (p = 0; p < 1024; p++) share_table[p] = 131072u / (2u * (uint32_t)p + 3u); /* 1 / (p + 1.5) in 2^-16 */
+    return FORMAT;
 }
 
 /* What a bit of probability p (2^-16) takes, in 2^-16 bits. */

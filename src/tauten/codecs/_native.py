@@ -25,6 +25,9 @@ Settings = tuple[int, ...]
 SETTINGS: Final = 10
 """Numbers that a stream's header holds; ``_mixing.py`` names them."""
 
+FORMAT: Final = 1
+"""What ``_mixing.c`` calls its format: a library that was compiled from an older file must not be used."""
+
 _SUFFIX: Final = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 _NO_MEMORY: Final = -2
 
@@ -68,16 +71,16 @@ class Native:
     def __init__(self, library: ctypes.CDLL) -> None:
         size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
         library.tauten_mixing_prepare.argtypes = []
-        library.tauten_mixing_prepare.restype = None
         self._encode = library.tauten_mixing_encode
         self._encode.argtypes = [pointer, size, size, size, pointer, pointer, size]
         self._decode = library.tauten_mixing_decode
         self._decode.argtypes = [ctypes.c_char_p, size, size, size, size, pointer, pointer]
         self._measure = library.tauten_mixing_measure
         self._measure.argtypes = [pointer, size, size, size, pointer, pointer, size]
-        for function in (self._encode, self._decode, self._measure):
+        for function in (self._encode, self._decode, self._measure, library.tauten_mixing_prepare):
             function.restype = number
-        library.tauten_mixing_prepare()
+        if library.tauten_mixing_prepare() != FORMAT:
+            raise OSError("the library is of another version")
 
     def encode(self, q: Int32, shape: tuple[int, int], period: int, settings: Settings) -> bytes:
         held = np.array(settings, np.int32)
