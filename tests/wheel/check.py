@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import tauten
+from tauten.codecs._native import Native, coder
 
 HERE = Path(__file__).resolve().parent
 TAUTEN = Path(sys.executable).parent / "tauten"
@@ -81,6 +82,11 @@ for module in ("torch", "onnx", "onnxscript", "plotly"):
 check(
     "load answers as where it was made",
     np.allclose(tauten.load(made / "artifact")({"image": known["image"]})["output"], known["output"], atol=1e-4),
+)
+check("the wheel brought the compiled coder", isinstance(coder(), Native))
+check(
+    "a coded artifact answers alike",
+    np.allclose(tauten.load(made / "coded")({"image": known["image"]})["output"], known["output"], atol=1e-4),
 )
 check("inspect names it", "rows" in json.dumps(run("inspect", made / "artifact")))
 check("evaluate measures it", "quality" in json.dumps(run("evaluate", made / "artifact", "--task", "digits.py:task")))

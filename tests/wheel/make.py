@@ -12,7 +12,9 @@ import tauten
 
 out = Path(sys.argv[1])
 task = digits.task().fit(seed=0)
-tauten.save(tauten.quantize(task, method="dynamic"), out / "artifact", task=task)
+small = tauten.quantize(task, method="dynamic")
+tauten.save(small, out / "artifact", task=task)
+tauten.save(small, out / "coded", task=task, codec="arithmetic")
 images = digits.rows(3)[0][0][:4]
 answer = tauten.load(out / "artifact")({"image": images})["output"]
 np.savez(out / "answer.npz", image=images, output=answer)
