@@ -1,0 +1,118 @@
+"""How small files get: LeNets trained towards a few KB, a larger CNN, a sentence encoder, and the coder's speed.
+
+Each part is a program of its own, which leaves its figures in ``build/bench``; this one runs those that have left none
+and writes them together. Every size is that of a written file, and every answer is that of a fresh process which has
+decoded it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench._latency_models import CACHE
+from bench._results import write
+
+COMMAND = "python -m bench.compression"
+PARTS = ("lenet", "cnn", "minilm", "codec")
+SEEDS = (0, 1, 2)
+NETS = {"lenet_300_100": "LeNet-300-100", "lenet_5": "LeNet-5"}
+
+
+def main() -> None:
+    for part in PARTS:
+        if not _left(part).is_file():
+            subprocess.run([sys.executable, "-m", f"bench._compress_{part}"], check=True)
+    collect()
+
+
+def collect() -> None:
+    """The figures file, from what the parts left."""
+    found = {part: json.loads(_left(part).read_text()) for part in PARTS if _left(part).is_file()}
+    figures: dict[str, Any] = dict(found.get("lenet", {}))
+    for part, name in (("cnn", "larger_cnn"), ("minilm", "minilm"), ("codec", "codec"), ("fuzz", "fuzz")):
+        if _left(part).is_file():
+            document = json.loads(_left(part).read_text())
+            figures[name] = document.get(name, document)
+    write("compression", COMMAND, SEEDS, figures)
+
+
+def _left(part: str) -> Path:
+    return CACHE / f"compression-{part}.json"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """What there is of: the LeNets, the sentence encoder, the coder's speed, and hostile bytes."""
+    parts = [make(figures) for make in (_lenets, _encoder, _speed, _hostile)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _lenets(figures: dict[str, Any]) -> str:
+    nets = {name: figures[name] for name in NETS if name in figures}
+    if not nets:
+        return ""
+    lines = ["| | " + " | ".join(NETS[name] for name in nets) + " |", "|---" * (len(nets) + 1) + "|"]
+
+    def row(label: str, tell: Callable[[dict[str, Any]], str]) -> None:
+        lines.append(f"| {label} | " + " | ".join(tell(net) for net in nets.values()) + " |")
+
+    def spread(key: str, digits: int) -> Callable[[dict[str, Any]], str]:
+        return lambda net: f"{net[key]:,.{digits}f} (spread {net[f'{key}_spread']:,.{digits}f})"
+
+    row("float32, bytes", lambda net: f"{net['coders']['float32']:,.0f}")
+    row("**file, bytes**", spread("bytes", 0))
+    row("**times smaller**", spread("ratio", 0))
+    row("test error, %", spread("test_error", 2))
+    row("test error of the dense network, %", spread("dense_test_error", 2))
+    row("the same weights by zlib-9, bytes", lambda net: f"{net['coders']['zlib_9']:,.0f}")
+    row("by zstd-22, bytes", lambda net: f"{net['coders']['zstd_22']:,.0f}")
+    row("by `huffman`, bytes", lambda net: f"{net['coders']['huffman']:,.0f}")
+    row("CPU seconds, one core", spread("cpu_seconds", 0))
+    row("seeds", lambda net: ", ".join(map(str, net["seeds"])))
+    return "\n".join(lines)
+
+
+def _encoder(figures: dict[str, Any]) -> str:
+    if "minilm" not in figures:
+        return ""
+    found = figures["minilm"]
+    lines = ["| MiniLM | share of float32 bytes | mean cosine | least cosine |", "|---|---|---|---|"]
+    chosen = f"| **`compress.rate_distortion`, chosen on validation** | **{found['share_of_fp32']:.1%}** "
+    lines.append(chosen + f"| **{found['mean_cosine']:.4f}** | {found['min_cosine']:.4f} |")
+    for row in found["beside"]:
+        test = row["test"]
+        lines.append(
+            f"| {row['way']} | {row['share_of_fp32']:.1%} | {test['mean_cosine']:.4f} | {test['min_cosine']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def _speed(figures: dict[str, Any]) -> str:
+    if "codec" not in figures:
+        return ""
+    lines = ["| weights | kind | bytes | order-0 entropy | zstd-22 | encode, MB/s | decode, MB/s |", "|---" * 7 + "|"]
+    lines += [
+        f"| {row['millions']} million | {row['kind']} | {row['bytes']:,} | {row['entropy_bytes']:,} "
+        f"| {row['zstd22_bytes']:,} | {row['encode_mb_s']:.0f} | {row['decode_mb_s']:.0f} |"
+        for row in figures["codec"]["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def _hostile(figures: dict[str, Any]) -> str:
+    if "fuzz" not in figures:
+        return ""
+    found = figures["fuzz"]
+    return (
+        f"Of {found['cases']:,} files that were damaged or made up, {found['crashes']:,} ended in anything but an "
+        f"`ArtifactError` or arrays, and {found['hangs']:,} took too long; the most memory was "
+        f"{found['most_mib']:.0f} MiB, the longest time {found['slowest_ms']:.0f} ms."
+    )
+
+
+if __name__ == "__main__":
+    main()
