@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 
 from tauten.codecs import CODECS, container
 from tauten.codecs._huffman import decode_huffman, encode_huffman
@@ -51,6 +54,25 @@ def test_every_kind_comes_back(codec: str) -> None:
     assert same(CODECS.get(codec).decode(data), MIXED)
     # One format: whichever wrote it, each reads it.
     assert all(same(CODECS.get(other).decode(data), MIXED) for other in CODED)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from(CODED))
+def test_layers_of_any_shape_come_back(data: st.DataObject, codec: str) -> None:
+    """Grids, steps a row and palettes with biases beside them, which the arithmetic coder may join."""
+    weights: dict[str, Array] = {}
+    for place in range(data.draw(st.integers(1, 3))):
+        shape = data.draw(npst.array_shapes(min_dims=1, max_dims=4, max_side=9))
+        levels = data.draw(npst.arrays(np.int8, shape, elements=st.integers(-6, 6), fill=st.just(0)))
+        step = data.draw(st.sampled_from([0.25, 0.1, 3e-5]))
+        way = data.draw(st.sampled_from(["grid", "rows", "codes", "float64"]))
+        array = levels.astype("f4") * np.float32(step)
+        if way == "rows":
+            array *= np.arange(1, shape[0] + 1, dtype=np.float32).reshape(-1, *[1] * (len(shape) - 1))
+        kind = {"codes": np.int8, "float64": np.float64}.get(way, np.float32)
+        weights[f"{place}.weight"] = levels if way == "codes" else array.astype(kind) + kind(0)
+        weights[f"{place}.bias"] = weights[f"{place}.weight"].reshape(shape[0], -1)[:, 0].copy()
+    assert same(CODECS.get(codec).decode(CODECS.get(codec).encode(weights)), weights)
 
 
 def test_names_shapes_and_checksums_take_about_a_hundred_bytes() -> None:

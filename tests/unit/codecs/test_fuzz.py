@@ -6,8 +6,8 @@ from bench.fuzz_codecs import fuzz
 
 
 def test_hostile_bytes_are_refused_in_bounded_time_and_memory() -> None:
-    found = fuzz(1500, seed=7)
+    found = fuzz(1000, seed=7)
     assert found.faults == []
-    assert (found.crashes, found.hangs, found.cases) == (0, 0, 1500)
-    assert found.refused > 1000
-    assert min(found.by_target.values()) > 200
+    assert (found.crashes, found.hangs, found.cases) == (0, 0, 1000)
+    assert found.refused > 700
+    assert min(found.by_target.values()) > 120

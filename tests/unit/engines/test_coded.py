@@ -13,6 +13,7 @@ from tauten.artifact.pack import pack
 from tauten.artifact.read import Artifact
 from tauten.artifact.recode import recode
 from tauten.codecs import CODECS
+from tauten.core.target import Target
 from tauten.run.engines import load
 from tauten.run.serve.model import ServedModel
 from tauten.testing import engines, tiny
@@ -54,14 +55,14 @@ def test_a_packed_file_is_served(plain: Artifact, tmp_path: Path) -> None:
     assert served.inputs == plain.manifest.inputs
 
 
-def test_four_bit_weights_are_coded_one_by_one_and_converted(tmp_path: Path) -> None:
+def test_four_bit_weights_are_coded_one_by_one(tmp_path: Path) -> None:
     task = tiny.encoder_task()
     model = tauten.quantize(task, "weight_only", bits=4)
-    plain, coded = (tauten.save(model, tmp_path / codec, task=task, codec=codec) for codec in ("plain", "arithmetic"))
-    assert plain.manifest.four_bit
+    coded = tauten.save(model, tmp_path / "coded", task=task, codec="arithmetic")
     assert coded.manifest.four_bit == {}
+    plain = recode(coded, "plain", tmp_path / "plain")
+    assert plain.manifest.four_bit
     assert same(coded.weights(), plain.weights())
-    assert same(recode(coded, "plain", tmp_path / "back").weights(), plain.weights())
 
 
 def test_no_zero_of_a_matrix_keeps_its_sign(tmp_path: Path) -> None:
@@ -70,6 +71,6 @@ def test_no_zero_of_a_matrix_keeps_its_sign(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in task.model.parameters():
             parameter[parameter < 0] *= 0.0
-    made = tauten.save(task, tmp_path / "made")
+    made = tauten.save(task, tmp_path / "made", target=Target(name="yardstick", engine="eager"))
     for array in made.weights().values():
         assert array.ndim < 2 or not (np.signbit(array) & (array == 0)).any()
