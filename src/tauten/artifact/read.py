@@ -18,6 +18,7 @@ from tauten.artifact._packed import SUFFIX, Entry, checksums, read_packed
 from tauten.artifact.manifest import CHECKSUMS, FILE_NAME, MANIFEST, SCHEMA_VERSION, Manifest
 from tauten.artifact.nibbles import unpack_nibbles
 from tauten.codecs import CODECS
+from tauten.codecs.codec import default_limit
 from tauten.core.tensor import Arrays
 from tauten.errors import ArtifactError, ConfigError, PluginError
 
@@ -60,7 +61,9 @@ class Artifact:
             codec = CODECS.get(self.manifest.codec)
         except PluginError as fault:
             raise ArtifactError(f"{self.path}: {fault}") from None
-        arrays = codec.decode(self._bytes(self.manifest.weights), self.manifest.weights_bytes)
+        data = self._bytes(self.manifest.weights)
+        # The manifest came from where the weights did: what it claims is no limit on its own.
+        arrays = codec.decode(data, min(self.manifest.weights_bytes, default_limit(len(data))))
         held = sum(array.nbytes for array in arrays.values())
         if held != self.manifest.weights_bytes:
             raise ArtifactError(

@@ -9,11 +9,12 @@ import pytest
 
 from tauten.artifact.layers import layers
 from tauten.artifact.recode import recode
-from tauten.artifact.write import write_measures
+from tauten.artifact.write import write_artifact, write_measures
 from tauten.codecs import CODECS
+from tauten.codecs._wire import varint
 from tauten.core.measure import Measure
 from tauten.core.tensor import Array
-from tauten.errors import PluginError
+from tauten.errors import ArtifactError, PluginError
 from tauten.testing.artifacts import tiny_artifact
 from tauten.testing.codecs import same
 
@@ -77,3 +78,14 @@ def test_layers_tell_what_they_take(codec: str, tmp_path: Path) -> None:
     assert linear.entropy == pytest.approx(np.log2(7), abs=0.05)
     assert linear.bits_per_weight == pytest.approx(8 * (linear.coded_bytes or 0) / 1200)
     assert [row.entropy for row in layers(made)] == [None] * 3
+
+
+def test_a_manifest_cannot_claim_memory(tmp_path: Path) -> None:
+    # One value everywhere: a few bytes that stand for a gigabyte.
+    data = bytearray(CODECS.get("zstd").encode({"x": np.zeros(2**20, np.float32)}))
+    huge = data.replace(varint(2**22), varint(2**30), 1).replace(varint(2**20), varint(2**28), 1)
+    made = tiny_artifact(tmp_path / "tiny", weights={}, codec="zstd")
+    files = {"graph.bin": b"", "weights.coded": bytes(huge)}
+    hostile = write_artifact(made.path, made.manifest.model_copy(update={"weights_bytes": 2**30}), files)
+    with pytest.raises(ArtifactError, match="at most"):
+        hostile.weights()
