@@ -45,8 +45,9 @@ def divide(curves: Mapping[str, Sequence[Point]], limit: float, what: str) -> di
     """The point of each curve, so that all sizes together are at most ``limit`` and the sum of losses is small.
 
     From the largest size on, that step on the lower convex hull of some curve is taken which adds the least loss for
-    each byte it saves (greedy, which is the Lagrangian solution but for the last step: Shoham, Gersho, 1988). Raises
-    ``PassError`` with the least possible where that is more than the limit; ``what`` says of what the sizes are.
+    each byte it saves (greedy, which is the Lagrangian solution but for the last step: Shoham, Gersho, 1988). What is
+    left then goes where it takes away most loss a byte. Raises ``PassError`` with the least possible where that is more
+    than the limit; ``what`` says of what the sizes are.
     """
     hulls = {name: hull(curve) for name, curve in curves.items()}
     at = dict.fromkeys(hulls, 0)
@@ -62,7 +63,8 @@ def divide(curves: Mapping[str, Sequence[Point]], limit: float, what: str) -> di
         at[name] = here + 1
         if here + 2 < len(points):
             heapq.heappush(steps, (_price(points[here + 1], points[here + 2]), name))
-    return {name: hulls[name][here] for name, here in at.items()}
+    chosen = {name: hulls[name][here] for name, here in at.items()}
+    return _filled_up(chosen, curves, limit - total)
 
 
 def hull(curve: Sequence[Point]) -> list[Point]:
@@ -78,6 +80,23 @@ def hull(curve: Sequence[Point]) -> list[Point]:
             found.pop()
         found.append(point)
     return found
+
+
+def _filled_up(chosen: Mapping[str, Point], curves: Mapping[str, Sequence[Point]], left: float) -> dict[str, Point]:
+    """``chosen`` with larger points in place of some, as far as ``left`` goes."""
+    found = dict(chosen)
+    while True:
+        better = [
+            (_price(point, found[name]), name, point)
+            for name, curve in curves.items()
+            for point in curve
+            if 0 < point.size - found[name].size <= left and point.loss < found[name].loss
+        ]
+        if not better:
+            return found
+        _, name, point = max(better, key=lambda one: one[0])
+        left -= point.size - found[name].size
+        found[name] = point
 
 
 def _price(large: Point, small: Point) -> float:
