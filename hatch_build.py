@@ -27,7 +27,7 @@ FLAGS = ("-std=c99", "-O3", "-shared", "-fvisibility=hidden", "-DNDEBUG")
 LIMIT_S = 300
 
 
-class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]
+class CustomBuildHook(BuildHookInterface):
     """Adds the library to the wheel, and the platform to its tag."""
 
     def dependencies(self) -> list[str]:

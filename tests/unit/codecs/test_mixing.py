@@ -25,7 +25,7 @@ periods = st.sampled_from([1, 1, 2, 9, 25, 2**31 - 1])
 
 VECTORS = json.loads((Path(__file__).parent / "mixing_vectors.json").read_text("utf-8"))
 
-compiled = pytest.mark.skipif(NATIVE is TWIN, reason="no compiled coder here")
+compiled = pytest.mark.skipif(NATIVE is TWIN, reason="no compiled coder here, and the twin takes long")
 
 
 @st.composite
@@ -147,6 +147,7 @@ def test_a_matrix_without_elements_is_no_bytes(shape: tuple[int, int]) -> None:
         decode_matrix(b"\0", *shape)
 
 
+@compiled
 @pytest.mark.parametrize("kind", ["sparse", "dense", "extreme", "zeros", "flat"])
 def test_bytes_cut_short_or_made_longer_are_refused(kind: str) -> None:
     random = np.random.default_rng(3)
@@ -223,6 +224,7 @@ def test_views_of_any_layout_are_coded_and_left_alone() -> None:
     assert np.array_equal(q, before)
 
 
+@compiled
 def test_blocks_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_mixing, "BLOCK", 1000)
     q = lenet_like(100, 60)
@@ -234,12 +236,14 @@ def test_blocks_stand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
             decode_matrix(data[:length], *q.shape)
 
 
+@compiled
 @pytest.mark.parametrize(("share", "most"), [(0.5, 1.01), (0.1, 1.02), (0.01, 1.05)])
 def test_independent_bits_take_little_more_than_their_entropy(share: float, most: float) -> None:
     q = (np.random.default_rng(1).random((300, 300)) < share).astype(np.int32)
     assert len(encode_matrix(q)) < most * entropy_bytes(q)
 
 
+@compiled
 def test_independent_gaussians_take_little_more_than_their_entropy() -> None:
     q = np.rint(np.random.default_rng(1).standard_normal((300, 300)) * 1.7).astype(np.int32)
     assert len(encode_matrix(q)) < 1.01 * entropy_bytes(q)
@@ -248,6 +252,7 @@ def test_independent_gaussians_take_little_more_than_their_entropy() -> None:
     assert len(encode_matrix(wide)) < 1.02 * (np.log2(40) + 2.0471) * wide.size / 8
 
 
+@compiled
 def test_a_sparse_layer_takes_less_than_zstandard_and_than_its_entropy() -> None:
     q = lenet_like(300, 784)
     size = len(encode_matrix(q))
@@ -255,6 +260,7 @@ def test_a_sparse_layer_takes_less_than_zstandard_and_than_its_entropy() -> None
     assert size < 0.75 * len(zstandard.ZstdCompressor(level=22).compress(q.astype(np.int8).tobytes()))
 
 
+@compiled
 def test_a_picture_is_found_in_the_rows() -> None:
     """Weights on pixels: what is large lies together in two dimensions, which columns in one do not tell."""
     random = np.random.default_rng(5)
@@ -267,6 +273,7 @@ def test_a_picture_is_found_in_the_rows() -> None:
     assert len(encode_matrix(q)) < 0.88 * flat
 
 
+@compiled
 def test_costs_add_up_to_the_size() -> None:
     q = lenet_like()
     told = costs(q)
@@ -277,6 +284,7 @@ def test_costs_add_up_to_the_size() -> None:
     assert told[q != 0].mean() > 5 * told[q == 0].mean()
 
 
+@compiled
 def test_alternatives_price_zero_the_nearer_value_and_the_value() -> None:
     q = lenet_like()
     found = alternatives(q)
