@@ -28,7 +28,10 @@ def aimed(recipe: Recipe) -> bool:
 
 def aim(recipe: Recipe, weights_bytes: int) -> Recipe:
     """The recipe with its passes aimed at ``weights_bytes``; as it is where none aims."""
-    passes: list[Any] = [replace(step, bytes=weights_bytes) if _bytes(step) else step for step in recipe.passes]
+    passes: list[Any] = list(recipe.passes)
+    for index, step in enumerate(passes):
+        if _bytes(step):
+            passes[index] = replace(step, **{AIM: weights_bytes})
     return replace(recipe, passes=tuple(passes))
 
 

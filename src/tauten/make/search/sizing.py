@@ -26,7 +26,7 @@ from tauten.make.search.workshop import Workshop
 CODECS_IN_TURN: Final = ("zstd", "huffman", "arithmetic")
 """From the fastest to load to the smallest file."""
 _RECORD_BYTES: Final = 280
-"""A record of a pass in the history, its parameters aside."""
+"""A record of a pass in the history, without notes."""
 _SAVES: Final = 0.5
 """Of what the first codec in turn leaves, the others leave at least this share."""
 _NEAR: Final = 0.97
@@ -42,8 +42,7 @@ def rest_bytes(artifact: Artifact, recipe: Recipe) -> int:
 
     Told from what does not vary between two runs, so that both aim at the same.
     """
-    steps = [*recipe.to_json()["passes"], {}]
-    history = sum(_RECORD_BYTES + len(json.dumps(step)) for step in steps)
+    history = _RECORD_BYTES * (len(recipe.passes) + 1)
     bare = artifact.manifest.model_copy(update={"history": (), "measures": {}, "recipe": recipe.to_json()})
     page = len(json.dumps(bare.to_json(), separators=(",", ":")))
     names = (*artifact.manifest.graphs, artifact.manifest.weights, MANIFEST)

@@ -24,8 +24,8 @@ _DIGITS: Final = 6
 
 
 def slim_history(history: Sequence[Record]) -> tuple[Record, ...]:
-    """The records without their notes."""
-    return tuple(record.model_copy(update={"notes": {}}) for record in history)
+    """The records without their notes, and without the parameters, which the recipe has."""
+    return tuple(record.model_copy(update={"notes": {}, "parameters": {}}) for record in history)
 
 
 def slim_measures(measures: Mapping[str, Measure]) -> dict[str, Measure]:

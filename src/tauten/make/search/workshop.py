@@ -254,7 +254,7 @@ class Workshop:
             size: WhatSize = "weights" if name == BASELINE else "artifact"
             if artifact.manifest.codec != PLAIN:
                 self._measured[artifact.manifest.key] = measures
-                measures = slim_measures(measures)
+                measures = slim_measures({**artifact.manifest.measures, **measures})
             measured[name] = write_measures(artifact, measures, size)
         return measured, timings
 

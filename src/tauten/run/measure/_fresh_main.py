@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tauten.artifact.read import read_artifact
+from tauten.codecs import CODECS
 from tauten.errors import TautenError
 from tauten.run.engines import ENGINES, load
 from tauten.run.measure._child import now_ns, open_messages, read_spec
@@ -19,8 +20,10 @@ def main(folder: Path) -> None:
     send = open_messages()
     spec, inputs = read_spec(folder)
     try:
-        # The backend is imported first: what it takes to find a library says nothing of the artifact.
-        ENGINES.get(read_artifact(spec["artifact"]).manifest.engine)
+        # Backend and codec are imported first: what it takes to find a library says nothing of the artifact.
+        manifest = read_artifact(spec["artifact"]).manifest
+        ENGINES.get(manifest.engine)
+        CODECS.get(manifest.codec)
         started = now_ns()
         engine = load(spec["artifact"], threads=spec["threads"])
         load_ms = (now_ns() - started) / 1e6

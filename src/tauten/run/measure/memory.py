@@ -32,8 +32,8 @@ def measure_fresh(
     Each loads the artifact and answers the first row of ``sample`` (batch 1). ``peak_memory_mib`` is the most physical
     memory that the whole process held, interpreter and engine included, in MiB; ``startup_ms`` is from starting the
     process to its first answer, with files in the system's cache. ``load_ms`` is the part of it that is the artifact's
-    own: its files are read and checked, its weights decoded, and the engine made ready; the engine's library is
-    imported before. Intervals hold 95 % (Student's t over repeats). Raises ``MeasureError``.
+    own: its files are read and checked, its weights decoded, and the engine made ready; the libraries of engine and
+    codec are imported before. Intervals hold 95 % (Student's t over repeats). Raises ``MeasureError``.
     """
     if repeats < 1 or threads < 1:
         raise MeasureError(f"expected repeats and threads of at least 1, got {repeats} and {threads}")
