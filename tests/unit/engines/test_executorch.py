@@ -26,6 +26,7 @@ from tauten.make.model.build import to_model
 from tauten.make.model.pass_ import Context
 from tauten.make.model.task import Task
 from tauten.run.engines import load
+from tauten.run.engines._fixed import divide
 from tauten.run.engines._pte import survey
 
 BATCH = 4
@@ -34,13 +35,22 @@ TARGET = Target(name="edge", engine="executorch", batch=BATCH)
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return made(tmp_path_factory.mktemp("edge") / "artifact", "open")
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same model with a method for one row and one for four."""
+    return made(tmp_path_factory.mktemp("fixed") / "artifact", "fixed")
+
+
+def made(path: Path, shapes: str) -> Artifact:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.LayerNorm(4))
     specs = (TensorSpec(name="x", shape=("batch", 3)),)
     task = Task(model=module.eval(), inputs=specs, calibrate=[np.ones((4, 3), np.float32)])
     model = to_model(task)
-    lowered = LOWERINGS.get("executorch")(model, TARGET, Context(task, model.module))
-    path = tmp_path_factory.mktemp("edge") / "artifact"
+    lowered = LOWERINGS.get("executorch")(model, TARGET, Context(task, model.module), {"shapes": shapes})
     return to_artifact(lowered, path, name="edge", engine="executorch", target=TARGET)
 
 
@@ -60,6 +70,59 @@ def test_more_rows_than_planned_for_are_cut_and_joined(artifact: Artifact) -> No
     whole = engine({"x": x})["output"]
     assert engine.describe()["largest"] == {"batch": BATCH}
     assert np.array_equal(whole, np.concatenate([engine({"x": x[i : i + 1]})["output"] for i in range(len(x))]))
+
+
+@given(rows=st.integers(1, 300), sizes=st.sets(st.integers(1, 64), min_size=1, max_size=5))
+def test_a_batch_is_cut_into_parts_that_fit_a_size(rows: int, sizes: set[int]) -> None:
+    ordered = sorted(sizes)
+    parts = divide(rows, ordered)
+    assert sum(had for had, _ in parts) == rows
+    assert all(1 <= had <= size and size in sizes for had, size in parts)
+    # Only the last is filled up, and only by much where there is no smaller size.
+    assert all(had == size for had, size in parts[:-1])
+    had, size = parts[-1]
+    assert had >= 0.75 * size or had < ordered[0]
+
+
+def test_batches_of_fixed_sizes_answer_as_open_ones(artifact: Artifact, fixed: Artifact) -> None:
+    engine, other = load(fixed), load(artifact)
+    assert fixed.manifest.settings == {"batches": [1, BATCH]}
+    assert engine.describe()["batches"] == [1, BATCH]
+    x = np.random.default_rng(0).standard_normal((2 * BATCH + 3, 3)).astype(np.float32)
+    for rows in range(1, len(x) + 1):
+        np.testing.assert_allclose(engine({"x": x[:rows]})["output"], other({"x": x[:rows]})["output"], atol=1e-6)
+    with pytest.raises(EngineError, match="at least one row"):
+        engine({"x": x[:0]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "expected a program with the methods"),
+        ({"batches": [1]}, "expected a program with the methods"),
+        ({"batches": [1, 2, 4]}, "expected a program with the methods"),
+        ({"batches": [4, 1]}, "expected batch sizes that rise"),
+        ({"batches": [1, 1]}, "expected batch sizes that rise"),
+        ({"batches": [0, 4]}, "batches"),
+        ({"batches": list(range(1, 10))}, "batches"),
+        ({"batches": "14"}, "batches"),
+        ({"other": 1}, "other"),
+    ],
+)
+def test_settings_that_the_program_does_not_have_are_refused(
+    settings: dict[str, object], why: str, fixed: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtifactError, match=why):
+        load(changed(fixed, tmp_path, fixed.graph(), settings=settings))
+
+
+def test_methods_for_other_batches_than_they_are_named_for_are_refused(fixed: Artifact, tmp_path: Path) -> None:
+    swapped = fixed.graph().replace(b"forward_4", b"forward_9")
+    with pytest.raises(ArtifactError, match="the program has"):
+        load(changed(fixed, tmp_path, swapped, settings={"batches": [1, 9]}))
+    rowless = (TensorSpec(name="output", shape=(4, 4)),)
+    with pytest.raises(ArtifactError, match="output does not count rows"):
+        load(changed(fixed, tmp_path, fixed.graph(), outputs=rowless))
 
 
 def test_no_rows_and_a_closed_engine_are_refused(artifact: Artifact) -> None:

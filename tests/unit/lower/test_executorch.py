@@ -114,6 +114,73 @@ def test_a_plan_of_other_arithmetic_is_refused() -> None:
             LOWERINGS.get("executorch")(model.but(quantization=plan), TARGET, context)
 
 
+class Strided(nn.Module):
+    """Pictures ``(batch, 1, 160, 160)``: quantized, XNNPACK cannot change the batch of this convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 32, 3, stride=2, padding=1), nn.Linear(32, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.first(x)).mean((2, 3)))
+
+
+def test_what_does_not_run_with_an_open_batch_has_methods_for_fixed_ones(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).standard_normal((4, 1, 160, 160)).astype(np.float32)
+    images *= np.array([1, 2, 3, 4], np.float32)[:, None, None, None]
+    spec = TensorSpec(name="x", shape=("batch", 1, 160, 160))
+    model, context = prepare(Task(model=Strided().eval(), inputs=(spec,), calibrate=[images]))
+    model = model.but(quantization=QuantizationPlan(method="static", samples=4))
+    target = TARGET.model_copy(update={"batch": 4})
+    lowered = LOWERINGS.get("executorch")(model, target, context)
+    assert lowered.settings == {"batches": [1, 4]}
+    assert "the program does not run" in lowered.notes["not_open"]
+    assert "XNNExecutor" not in capfd.readouterr().err
+    engine = engine_of(lowered, tmp_path, "executorch")
+    described = engine.describe()
+    assert (described["batches"], described["largest"]) == ([1, 4], {"batch": 4})
+    assert described["operations"]["int8"] == {"DepthwiseConv2d": 1, "FullyConnected": 1}
+    expected = forward(model.module, model.inputs, model.outputs, {"x": images})["output"]
+    each = np.concatenate([engine({"x": images[row : row + 1]})["output"] for row in range(4)])
+    assert sqnr(expected, each) > 25
+    many = np.tile(images, (3, 1, 1, 1))
+    for rows in (1, 2, 3, 4, 5, 7, 12):
+        np.testing.assert_allclose(engine({"x": many[:rows]})["output"], np.tile(each, (3, 1))[:rows], atol=1e-6)
+    with pytest.raises(EngineError, match="at least one row"):
+        engine({"x": many[:0]})
+
+
+class Mixing(nn.Module):
+    """A row's answer depends on the others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class Summing(nn.Module):
+    """One answer for all rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(0)
+
+
+def test_batches_are_not_fixed_where_rows_are_not_answered_alone() -> None:
+    spec = TensorSpec(name="x", shape=("batch", 3))
+    for module, rows, why in (
+        (Mixing(), 4, "output: a row is answered otherwise alone than beside others"),
+        (Mixing(), 1, "output: a row is answered otherwise alone than beside others"),
+        (Summing(), 4, "output does not count rows"),
+    ):
+        model, context = prepare(
+            Task(model=module, inputs=(spec,), calibrate=[np.arange(rows * 3, dtype=np.float32).reshape(rows, 3) ** 2])
+        )
+        with pytest.raises(LoweringError, match=why):
+            LOWERINGS.get("executorch")(model, TARGET, context, {"shapes": "fixed"})
+
+
 def test_a_difference_is_an_error() -> None:
     task = tokens_task()
     model, _ = prepare(task)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from tauten.core.rows import count_rows, take_rows
-from tauten.core.tensor import Array, Arrays
-from tauten.errors import MismatchError
+import numpy as np
+
+from tauten.core.rows import count_rows, join_rows, take_rows
+from tauten.core.tensor import Array, Arrays, TensorSpec
+from tauten.errors import LoweringError, MismatchError
 from tauten.make.lower._compare import TOLERANCE, difference
 from tauten.make.model.model import Model
 from tauten.make.model.run import forward
@@ -35,3 +37,27 @@ def hold_answers(run: Callable[[Arrays], Sequence[Array]], model: Model, inputs:
                     f"(batch {count_rows(model.inputs, batch)}, at most {TOLERANCE:g} is allowed)"
                 )
     return largest
+
+
+def hold_rows_apart(model: Model, outputs: Sequence[TensorSpec], inputs: Arrays) -> None:
+    """``LoweringError`` where a row of ``inputs`` is answered otherwise alone than among the others.
+
+    A batch of such a model can be neither cut nor filled up. ``outputs`` all count rows.
+    """
+    count = count_rows(model.inputs, inputs)
+    if count == 1:
+        # One row cannot show it; turned round, tokens and their masks and numbers of any kind are another one.
+        turned = {name: np.flip(array, -1) if array.ndim > 1 else array for name, array in inputs.items()}
+        inputs, count = join_rows(model.inputs, [inputs, turned]), 2
+    whole = forward(model.module, model.inputs, model.outputs, inputs)
+    each = [
+        forward(model.module, model.inputs, model.outputs, take_rows(model.inputs, inputs, [row]))
+        for row in range(count)
+    ]
+    for name, alone in join_rows(outputs, each).items():
+        off = difference(whole[name], alone)
+        if off > TOLERANCE:
+            raise LoweringError(
+                f"{name}: a row is answered otherwise alone than beside others, by {off:.3g} of the largest value, so "
+                "that batches can be neither cut nor filled up"
+            )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -68,24 +69,40 @@ class Survey:
         return round(counted / total, 4) if total else 0.0
 
 
-def survey(data: bytes) -> Survey:
-    """What the program's one method runs.
+def method_for(rows: int) -> str:
+    """What the method is called that answers batches of ``rows`` rows and no others."""
+    return f"{METHOD}_{rows}"
 
-    Raises ``ArtifactError`` where the bytes are no such program, hold another method, or hand work to another delegate
+
+def survey(data: bytes, methods: Sequence[str] = (METHOD,)) -> Survey:
+    """What the first of the program's methods runs; the others are looked through as well.
+
+    Raises ``ArtifactError`` where the bytes are no such program, hold other methods, or hand work to another delegate
     than XNNPACK.
     """
     program, start = _program(data)
-    plans = list(program.tables(_PLANS))
-    if [plan.text(_NAME) for plan in plans] != [METHOD]:
-        raise ArtifactError(f"expected a program with the one method {METHOD!r}, got {[p.text(_NAME) for p in plans]}")
+    plans = {}
+    for plan in program.tables(_PLANS):
+        name = plan.text(_NAME)
+        if name not in methods or name in plans:
+            raise ArtifactError(f"expected a program with the methods {list(methods)}, got {name!r} as one of them")
+        plans[name] = plan
+    if len(plans) < len(methods):
+        raise ArtifactError(f"expected a program with the methods {list(methods)}, got {list(plans)}")
+    found = {name: _survey_plan(data, program, start, plan) for name, plan in plans.items()}
+    return found[methods[0]]
+
+
+def _survey_plan(data: bytes, program: Table, start: int | None, plan: Table) -> Survey:
+    """What one method runs."""
     found = Survey()
-    operators = [".".join(filter(None, (one.text(0), one.text(1)))) for one in plans[0].tables(_OPERATORS)]
-    delegates = list(plans[0].tables(_DELEGATES))
+    operators = [".".join(filter(None, (one.text(0), one.text(1)))) for one in plan.tables(_OPERATORS)]
+    delegates = list(plan.tables(_DELEGATES))
     odd = sorted({delegate.text(0) for delegate in delegates} - {XNNPACK})
     if odd:
         raise ArtifactError(f"expected a program for {XNNPACK} alone, it hands work to {odd}")
     calls = 0
-    for chain in plans[0].tables(_CHAINS):
+    for chain in plan.tables(_CHAINS):
         for instruction in chain.tables(_INSTRUCTIONS):
             kind, call = instruction.number(0, "<B"), instruction.table(1)
             if kind == _KERNEL_CALL and call is not None:
