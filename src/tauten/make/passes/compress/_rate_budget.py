@@ -19,6 +19,8 @@ _CHOICES: Final = 40
 _DECAY: Final = 0.951
 _DECAYS_EVERY: Final = 10
 """Every so many steps a pruned weight's latent keeps that share: it returns only where its gradients insist."""
+_STAYS: Final = 8.0
+"""How much more a weight on a grid counts where it stays: one that returns begins with a whole step, a jolt."""
 _ROUNDS: Final = 5
 _TRIMS: Final = 30
 
@@ -74,7 +76,8 @@ def choose(parts: list[Part], budget: float) -> float:
     bits = [estimate(part, _matrix(part.weight.mask)) for part in parts]
     worth = [_worth(part) for part in parts]
     more = torch.cat([one.more.flatten() for one in bits])
-    score = torch.cat([one.flatten() for one in worth]) / more
+    held = torch.cat([(1 + _STAYS * part.weight.rounds) * part.weight.mask.flatten() for part in parts])
+    score = torch.cat([one.flatten() for one in worth]) / more * held.clamp_min(1)
     order = torch.argsort(score, descending=True)
     spent = torch.cumsum(more[order].double(), 0)
     allowed = budget - float(sum(one.zero.sum() for one in bits))

@@ -37,18 +37,14 @@ def remove_dead(model: Model, example: Arrays, *alike: nn.Module) -> tuple[nn.Mo
         return model.module, {"refused": str(fault)}
     expected = _answers(model, model.module, example)
     module = copy.deepcopy(model.module)
-    for group in groups:
-        silent = np.flatnonzero(~_alive(group, _named(module), "producer"))
-        trial = copy.deepcopy(module) if silent.size else module
-        _silence(group, _named(trial), silent)
-        # A unit that computes nothing may still give a number that its readers count on.
-        if silent.size and _same(expected, _answers(model, trial, example)):
-            module = trial
     gone: dict[int, IdArray] = {}
-    for place, group in enumerate(groups):
-        dead = np.flatnonzero(~_alive(group, _named(module), "consumer"))
-        if any(slot.role == "consumer" for slot in group.slots) and dead.size:
-            gone[place] = dead[1:] if len(dead) == group.units else dead
+    while True:
+        found = {place: _dead(group, model, module, expected, example) for place, group in enumerate(groups)}
+        if sum(map(len, found.values())) == sum(map(len, gone.values())):
+            break
+        gone = found  # what these units read may now be read by nothing
+    gone = {place: units[1:] if len(units) == groups[place].units else units for place, units in gone.items()}
+    gone = {place: units for place, units in gone.items() if units.size}
     told = {
         "units": {groups[place].name: [groups[place].units, groups[place].units - len(gone[place])] for place in gone}
     }
@@ -68,6 +64,22 @@ def remove_dead(model: Model, example: Arrays, *alike: nn.Module) -> tuple[nn.Mo
     return module, told
 
 
+def _dead(group: Group, model: Model, module: nn.Module, expected: Arrays, example: Arrays) -> IdArray:
+    """The units that nothing reads; what makes them, and what reads those that compute nothing, becomes zero."""
+    silent = np.flatnonzero(~_alive(group, _named(module), "producer") & _alive(group, _named(module), "consumer"))
+    if silent.size:
+        before = copy.deepcopy(module.state_dict())
+        _clear(group, _named(module), silent, "consumer")
+        # A unit that computes nothing may still give a number that its readers count on.
+        if not _same(expected, _answers(model, module, example)):
+            module.load_state_dict(before)
+    if not any(slot.role == "consumer" for slot in group.slots):
+        return np.zeros(0, dtype=np.int64)
+    dead = np.flatnonzero(~_alive(group, _named(module), "consumer"))
+    _clear(group, _named(module), dead, "producer")
+    return dead
+
+
 def sort_units(model: Model, example: Arrays, size: Callable[[nn.Module], int]) -> nn.Module:
     """The module with the units of each group by how many weights they have, where ``size`` of it gets smaller."""
     try:
@@ -77,14 +89,13 @@ def sort_units(model: Model, example: Arrays, size: Callable[[nn.Module], int]) 
     expected = _answers(model, model.module, example)
     best, least = model.module, size(model.module)
     for group in groups:
-        for roles in (("producer",), ("consumer",), ("producer", "consumer")):
-            trial = copy.deepcopy(best)
-            counts = sum(_count(slot, _named(trial), group.units) for slot in group.slots if slot.role in roles)
-            if isinstance(counts, int) or not _permute(group, trial, np.argsort(-counts, kind="stable")):
-                continue
-            found = size(trial)
-            if found < least and _same(expected, _answers(model, trial, example)):
-                best, least = trial, found
+        trial = copy.deepcopy(best)
+        counts = np.sum([_count(slot, _named(trial), group.units) for slot in group.slots], axis=0)
+        if not _permute(group, trial, np.argsort(-counts, kind="stable")):
+            continue
+        found = size(trial)
+        if found < least and _same(expected, _answers(model, trial, example)):
+            best, least = trial, found
     return best
 
 
@@ -125,9 +136,10 @@ def _count(slot: Slot, named: Mapping[str, Tensor], units: int) -> IdArray:
     return np.bincount(slot.unit, held[slot.index], minlength=units).astype(np.int64)
 
 
-def _silence(group: Group, named: Mapping[str, Tensor], units: IdArray) -> None:
+def _clear(group: Group, named: Mapping[str, Tensor], units: IdArray, role: Role) -> None:
+    """Zeros in the weights and biases of these units; the statistics of norms stay."""
     for slot in group.slots:
-        if slot.role == "consumer":
+        if slot.role == role and isinstance(named[slot.parameter], nn.Parameter):
             tensor = named[slot.parameter]
             with torch.no_grad():
                 tensor.index_fill_(slot.dim, torch.from_numpy(slot.of(units)).to(tensor.device), 0)

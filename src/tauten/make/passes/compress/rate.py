@@ -31,7 +31,7 @@ from tauten.make.passes.distill._student import Learning
 
 __all__ = ["Rate"]
 
-_SETTLED: Final = 0.75
+_SETTLED: Final = 0.3
 """The share of the rounded training after which no weight is pruned and none returns."""
 _FIRST: Final = 0.3
 """The share of the pruning after which units that died are taken out, which makes the rest of it faster."""
@@ -56,11 +56,11 @@ class Rate(Learning):
 
     For a share ``prune`` of the epochs, weights are set to zero again and again: those stay whose loss, by squared
     gradients, is worth most for the bits that they take, which are told by the densities of rows and columns. The
-    budget falls along ``1 - (1 - f) ** 2.5``, and what was pruned may return. Then units that nothing reads are taken
-    out, and each layer gets a grid, whose step begins at ``levels`` times the mean magnitude and is learned with the
-    weights; the budget is now held against the bytes of the real codec. For the last quarter nothing is pruned any
-    more, and the best weights on held-out data are kept. What comes out is whole multiples of a short step in
-    float32, with the units in the order that codes best.
+    budget falls fast at first and ever slower, and what was pruned may return. Units that nothing reads are taken out.
+    Then each layer gets a grid, whose step begins at ``levels`` times the mean magnitude and is learned with the
+    weights; the budget is now held against the bytes of the real codec. Soon nothing is pruned any more, and of what
+    follows the best weights on held-out data are kept. What comes out is whole multiples of a short step in float32,
+    with the units in the order that codes best.
 
     The other parameters are those of training, as ``Learning`` tells; with ``distill`` the original teaches.
     """
@@ -116,7 +116,7 @@ class Rate(Learning):
             steps = {part.full_name: float(part.weight.step) for part in parts if stage.rounds}
             detach(parts)
             model, latents, units = _without_dead(model, example, latents)
-            told[-1]["units"] = units
+            told[-1] |= units
         module = sort_units(model, example, lambda one: coded_bytes(one, []))
         made = coded_bytes(module, [])
         if made > target:
@@ -246,20 +246,14 @@ class _Stage:
 
 def _without_dead(
     model: Model, example: Arrays, latents: Mapping[str, Tensor]
-) -> tuple[Model, dict[str, Tensor], list[dict[str, Any]]]:
-    """As often as taking units out leaves others unread; ``latents``, of the module's shapes, lose them too."""
+) -> tuple[Model, dict[str, Tensor], dict[str, Any]]:
+    """The model without units that died, ``latents`` of its parameters without them too, and notes."""
     other = copy.deepcopy(model.module)
     with torch.no_grad():
         for name, latent in latents.items():
             other.get_parameter(name).copy_(latent)
-    told: list[dict[str, Any]] = []
-    while True:
-        module, notes = remove_dead(model, example, other)
-        if "refused" in notes or notes["units"]:
-            told.append(notes)
-        if module is model.module:
-            return model, {name: other.get_parameter(name).detach() for name in latents}, told
-        model = model.but(module=module)
+    module, notes = remove_dead(model, example, other)
+    return model.but(module=module), {name: other.get_parameter(name).detach() for name in latents}, notes
 
 
 def _by_layer(module: nn.Module, places: dict[str, tuple[str, str]]) -> dict[str, Any]:
