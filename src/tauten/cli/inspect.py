@@ -187,6 +187,7 @@ def _summary(artifact: Artifact) -> RenderableType:
         "made": f"{manifest.created}, by Tauten {manifest.tauten}",
         "engine": manifest.engine,
         "target": f"{target.name}: {target.device}, threads {target.threads}, batch at most {target.batch}",
+        **({"settings": _settings(manifest.settings)} if manifest.settings else {}),
         "size": f"{artifact.size_bytes:,} B: {files}",
         "recipe": _recipe(manifest.recipe),
         "codec": f"{manifest.codec}, {manifest.weights_bytes:,} B of weights when decoded",
@@ -198,6 +199,12 @@ def _summary(artifact: Artifact) -> RenderableType:
     for label, text in lines.items():
         grid.add_row(label, plain(text))
     return grid
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """How the engine is asked to run it: ``batches 1, 16; precision bf16``."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in settings.items()}
+    return "; ".join(f"{name} {', '.join(str(one) for one in values)}" for name, values in lists.items())
 
 
 def _recipe(recipe: dict[str, Any]) -> str:

@@ -72,6 +72,11 @@ def test_people_read_it_as_tables(artifact: Path) -> None:
         assert part in text, part
 
 
+def test_how_the_engine_is_asked_to_run_it_is_told(tmp_path: Path) -> None:
+    made = tiny_artifact(tmp_path / "tiny", settings={"batches": [1, 16], "precision": "bf16"})
+    assert "settings batches 1, 16; precision bf16" in " ".join(inspect(made.path).split())
+
+
 def test_a_narrow_terminal_shows_every_figure_whole(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = Measure(value=111_916, low=100_032, high=118_435, unit="1/s", better="higher", on="1 thread, 10 rounds")
     write_measures(read_artifact(artifact), {"throughput_per_s.32": wide, "latency_mean_ms": LATENCY})
