@@ -235,7 +235,9 @@ def _timed(layer: nn.Module, factorings: Mapping[str, Factoring], options: list[
         own = [option for option in options if option.method == method]
         places = {round(at * (len(own) - 1) / (_TIMED - 1)) for at in range(_TIMED)} if own else set()
         tried += [own[place] for place in sorted(places)]
-    made = [factorings[option.method].make(option.ranks) for option in tried]
+    # Time is a matter of shapes: what is found without data will do, and is found sooner.
+    alike = {method: METHODS[method](layer, None) for method in factorings}
+    made = [alike[option.method].make(option.ranks) for option in tried]
     whole, *times = times_ms([layer, *made], x)
     faster = {option: ms for option, ms in zip(tried, times, strict=True) if ms < _FASTER * whole}
     best = min(times)
