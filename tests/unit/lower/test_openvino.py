@@ -194,6 +194,28 @@ def test_a_graph_that_openvino_cannot_compile_is_refused(
         lower(pictures, INT8, placement="everything")
 
 
+def test_what_fails_as_it_was_placed_by_itself_is_placed_at_products(
+    pictures: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = lowering.measure_noise
+    calls = []
+
+    def lost(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise LoweringError("OpenVINO: the answers are lost in noise")
+        return real(*arguments)
+
+    monkeypatch.setattr(lowering, "measure_noise", lost)
+    notes = lower(pictures, INT8).notes
+    assert notes["placement_auto"] == "OpenVINO: the answers are lost in noise"
+    assert notes["quantization"]["placement"] == "products"
+    assert notes["quantization"]["sqnr_db"]["output"] > 20
+    calls.clear()
+    with pytest.raises(LoweringError, match="lost in noise"):
+        lower(pictures, INT8, placement="everything")
+
+
 def test_a_graph_that_answers_otherwise_is_refused(
     pictures: tuple[Model, Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,12 +71,21 @@ class OpenVino(Lowering):
             notes["largest_relative_difference"] = check_answers(plain, whole, made.sample)
             if plan is not None:
                 context.progress("quantize", 0.6)
-                low = _quantized(model, plan, context, made, placement)
-                written, notes["quantization"] = write_graph(low.graph, borders, low.four_bit), dict(low.notes)
-            if plan is not None or settings.precision != "f32":
-                runner = Runner(written, model.inputs, made.outputs, settings)
-                ratios = measure_noise(plain, runner, model, context)
+            placements = _placements(placement, plan)
+            for where in placements if plan is not None or settings.precision != "f32" else ():
+                if plan is not None:
+                    low = _quantized(model, plan, context, made, where)
+                    written, notes["quantization"] = write_graph(low.graph, borders, low.four_bit), dict(low.notes)
+                try:
+                    runner = Runner(written, model.inputs, made.outputs, settings)
+                    ratios = measure_noise(plain, runner, model, context)
+                except (LoweringError, RuntimeError) as fault:
+                    if where == placements[-1]:
+                        raise
+                    notes[f"placement_{where}"] = one_line(fault)
+                    continue
                 notes.setdefault("quantization", {})["sqnr_db"] = ratios
+                break
         except (RuntimeError, ArtifactError) as fault:
             raise LoweringError(f"OpenVINO, {_told(chosen)}: {one_line(fault)}") from fault
         return Lowered(
@@ -149,6 +158,15 @@ def _check(model: Model, placement: str) -> None:
     plan = model.quantization
     if placement != "auto" and (plan is None or plan.method != "static" or plan.bits == 16):
         raise LoweringError(f"OpenVINO: placement {placement} is for a model with a static plan of 8 or 4 bits")
+
+
+def _placements(asked: str, plan: QuantizationPlan | None) -> tuple[str, ...]:
+    """What to try in turn, for some graphs OpenVINO cannot compile, and of the answers of some nothing is left.
+
+    ``auto`` rounds more than what products read: beside layer normalization also what convolutions give.
+    """
+    static = plan is not None and plan.method == "static" and plan.bits != 16
+    return (asked, "products") if asked == "auto" and static else (asked,)
 
 
 def _precision(asked: str, plan: QuantizationPlan | None) -> str:
