@@ -55,8 +55,10 @@ class Net:
 
 
 NETS: Final = {
-    "lenet_300_100": Net(15, 4 * 266_610, {"bytes": 5_300, "epochs": 40, "learning_rate": 2e-3}),
-    "lenet_5": Net(6, 4 * 431_080, {"bytes": 3_400, "epochs": 16, "learning_rate": 2e-3}),
+    "lenet_300_100": Net(
+        15, 4 * 266_610, {"bytes": 5_300, "epochs": 80, "prune": 0.6, "levels": 0.55, "learning_rate": 2e-3}
+    ),
+    "lenet_5": Net(6, 4 * 431_080, {"bytes": 3_400, "epochs": 30, "prune": 0.6, "levels": 0.55, "learning_rate": 2e-3}),
 }
 
 
@@ -82,16 +84,12 @@ def run(name: str, seed: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text())
         return found
     net, task = NETS[name], task_of(name)
-    spent = CACHE / f"compression-{name}-{seed}-dense.json"
-    started = time.process_time()
+    clock = _Clock(CACHE / f"compression-{name}-{seed}-seconds.json", f"{name}, seed {seed}")
     dense = fitted(task, seed)
-    if not spent.is_file():
-        spent.write_text(json.dumps(time.process_time() - started))
-    module, dense_seconds = build(dense), json.loads(spent.read_text())
-    started = time.process_time()
-    context = Context(dense, module, seed, progress=_Printed(f"{name}, seed {seed}"), checkpoints=CACHE / "checkpoints")
+    module, dense_seconds = build(dense), clock.stop("dense")
+    context = Context(dense, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
     made = apply(PASSES.get("compress.rate").from_parameters(net.step), to_model(dense), context)
-    seconds = time.process_time() - started + dense_seconds
+    seconds = dense_seconds + clock.stop("compressed")
     notes = made.history[-1].notes
     arrays = {key: value.contiguous().numpy() for key, value in made.module.state_dict().items()}
     dense_arrays = {key: value.contiguous().numpy() for key, value in module.state_dict().items()}
@@ -234,17 +232,30 @@ def _fresh(name: str, path: Path) -> float:
     return found
 
 
-class _Printed:
-    """Tells of an epoch when it ends."""
+class _Clock:
+    """Processor seconds of what is done one after the other, kept in a file over interruptions; tells of epochs."""
 
-    def __init__(self, what: str) -> None:
-        self.what, self.last = what, ""
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what, self.last = path, what, ""
+        self.spent: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.since = time.process_time()
 
     def __call__(self, said: str, share: float) -> None:
+        """Progress of the compression."""
         epoch = said.partition(",")[0]
         if epoch != self.last:
             print(f"{self.what}: {said}", flush=True)
+            self.stop("compressed")
         self.last = epoch
+
+    def stop(self, part: str) -> float:
+        """All that this part took until now."""
+        now = time.process_time()
+        self.spent[part] = self.spent.get(part, 0.0) + now - self.since
+        self.since = now
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.spent))
+        return self.spent[part]
 
 
 if __name__ == "__main__":
