@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 import tauten
 from tauten.artifact.read import read_artifact
 from tauten.cli.main import app
-from tests.unit.optimize.task import task
-from tests.unit.optimize.test_optimize import INT8, Watcher, optimize
+from tauten.make.search.levels import find_level
+from tests.unit.optimize import layers
+from tests.unit.optimize.test_optimize import INT8, Watcher
+from tests.unit.optimize.test_optimize import optimize as quick
 
-TASK = f"{Path(__file__).parent / 'task.py'}:task"
+FILE = Path(layers.__file__)
+# As the command reads it, so that both go on in one folder.
+optimize = partial(quick, layers.task(), origin=FILE.read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[tauten.Result, Path]:
     """One candidate that is not coded, and the folder in which runs go on."""
     out = tmp_path_factory.mktemp("sizes")
-    return optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], out=out), out
+    return optimize(budget=tauten.Budget(max_drop=50), level=[INT8], out=out), out
 
 
 def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain: tuple[tauten.Result, Path]) -> None:
@@ -34,7 +38,7 @@ def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain:
     assert whole is not None
     limit = int(whole.value) - 600
     watcher = Watcher()
-    result = optimize(task(), budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out, observer=watcher)
+    result = optimize(budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out, observer=watcher)
     assert result.met
     assert result.best is not None
     assert result.best.name == "int8-zstd"
@@ -44,7 +48,7 @@ def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain:
     assert coded.manifest.codec == "zstd"
     assert coded.size_bytes <= limit
     assert coded.manifest.key != before.manifest.key
-    inputs = {"image": np.random.default_rng(0).normal(size=(8, 1, 6, 6)).astype(np.float32)}
+    inputs = {"x": np.random.default_rng(0).normal(size=(8, 64)).astype(np.float32)}
     np.testing.assert_array_equal(tauten.load(coded)(inputs)["output"], tauten.load(before)(inputs)["output"])
     # Notes weigh much where bytes are few: the run keeps them, with all measures.
     assert not any(record.notes for record in coded.manifest.history)
@@ -55,51 +59,36 @@ def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain:
         assert coded.manifest.measures[name].value > 0
     assert "coded by zstd" in (out / "report.html").read_text()
     again = Watcher()
-    repeated = optimize(task(), budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out, observer=again)
+    repeated = optimize(budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out, observer=again)
     assert again.made == [("int8-zstd", True)]
     assert repeated.best is not None
     assert repeated.best.history == result.best.history
 
 
-def test_a_codec_that_is_asked_for_is_that_of_every_candidate(plain: tuple[tauten.Result, Path]) -> None:
+def test_a_level_finds_the_best_quality_at_a_size(
+    plain: tuple[tauten.Result, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, out = plain
-    result = optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], codec="arithmetic", out=out)
-    assert result.best is not None
-    assert result.best.recipe["codec"] == "arithmetic"
-    assert read_artifact(out / "candidates" / "int8").manifest.codec == "arithmetic"
-    with pytest.raises(tauten.ConfigError, match="codec: expected one of auto"):
-        optimize(task(), level=[INT8], codec="zip", out=out)
-
-
-def test_a_level_finds_the_best_quality_at_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of the level's other recipes one is enough here.
-    monkeypatch.setattr("tauten.make.search.levels._named", lambda level, lowering: [INT8])
-    result = optimize(layers_only(), budget=tauten.Budget(max_bytes="9KB"), level="low", out=tmp_path)
+    some = ("sized-rounded", "sized-shared", "int8")  # of the level's recipes, which take a second or two each
+    monkeypatch.setattr(
+        "tauten.make.search.optimize.find_level",
+        lambda *given, **named: tuple(recipe for recipe in find_level(*given, **named) if recipe.name in some),
+    )
+    result = optimize(budget=tauten.Budget(max_bytes="9KB"), level="low", out=out)
     assert result.met, result.explanation
     assert result.best is not None
-    assert sum(path.stat().st_size for path in (tmp_path / "best").iterdir()) <= 9000
+    assert sum(path.stat().st_size for path in (out / "best").iterdir()) <= 9000
     held = [entry for entry in result.candidates if entry.within_budget]
     assert result.best.drop_points is not None
     assert result.best.drop_points.value == min(entry.drop_points.value for entry in held if entry.drop_points)
     names = {entry.name for entry in held}
     assert names & {"sized-rounded", "sized-rounded-2", "sized-rounded-3"}
     assert names & {"sized-shared", "sized-shared-2", "sized-shared-3"}
-    answers = tauten.load(tmp_path / "best")({"x": np.zeros((1, 64), np.float32)})
-    assert answers["output"].shape == (1, 10)
-
-
-def layers_only() -> tauten.Task:
-    """The quickest there is to export: 17 KB of weights that are not trained."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(64, 56), torch.nn.ReLU(), torch.nn.Linear(56, 10))
-    generator = np.random.default_rng(0)
-    inputs = [generator.normal(size=(32, 64)).astype(np.float32) for _ in range(2)]
-    spec = tauten.TensorSpec(name="x", shape=("batch", 64))
-    return tauten.Task(name="layers", model=model.eval(), inputs=(spec,), calibrate=inputs, metric="cosine")
+    assert tauten.load(out / "best")({"x": np.zeros((1, 64), np.float32)})["output"].shape == (1, 10)
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["optimize", TASK, *map(str, arguments)])
+    done = CliRunner().invoke(app, ["optimize", f"{FILE}:task", *map(str, arguments)])
     return done.exit_code, done.stdout
 
 
@@ -107,15 +96,24 @@ def test_a_size_that_nothing_has_ends_with_3_and_the_nearest(
     plain: tuple[tauten.Result, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, out = plain
-    monkeypatch.setattr("tauten.make.search.optimize.optimize", optimize)  # which measures for less long
+    monkeypatch.setattr("tauten.make.search.optimize.optimize", quick)  # which measures for less long
     (tmp_path / "int8.json").write_text(json.dumps([INT8.to_json()]))
-    code, printed = run("--max-bytes", "2KB", "--level", tmp_path / "int8.json", "--out", out)
+    asked = ("--level", tmp_path / "int8.json", "--codec", "arithmetic", "--out", out)
+    code, printed = run("--max-bytes", "2KB", *asked)
     assert code == 3, printed
     told = " ".join(printed.split())
     assert "The budget is not met" in told
-    assert "The nearest is int8-" in told
+    assert "The nearest is int8: size" in told
     assert "alone take about" in told
     assert not (out / "best").exists()
+    # A codec that is asked for is that of every candidate, and no other candidate than the plain one of that name.
+    assert read_artifact(out / "candidates" / "int8").manifest.codec == "arithmetic"
+
+
+def test_a_codec_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(tauten.ConfigError, match="codec: expected one of auto"):
+        optimize(level=[INT8], codec="zip", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_shows_the_recipes_of_a_size_and_they_can_be_given_back(tmp_path: Path) -> None:
