@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    import openvino as ov
+Node = Any
+"""An operation of OpenVINO, which this file does not import: a backend belongs to its engine's file."""
+Graph = Any
 
 _ON_THE_WAY: Final = (
     "Convert", "Multiply", "Subtract", "FakeQuantize", "Reshape", "Transpose", "Squeeze", "Unsqueeze",
@@ -16,7 +17,7 @@ _PRODUCTS: Final = ("Convolution", "MatMul", "GroupConvolution", "ConvolutionBac
                     "GRUSequence", "RNNSequence", "GroupConvolutionBackpropData")  # fmt: skip
 
 
-def read_weights(graph: ov.Model, running: Iterable[ov.Node], known: Collection[str]) -> dict[str, str]:
+def read_weights(graph: Graph, running: Iterable[Node], known: Collection[str]) -> dict[str, str]:
     """The weight of each operation of a graph as it runs, by the operation's name.
 
     ``graph`` is what was compiled, whose constants have the names of weights; ``running`` are the operations after
@@ -46,7 +47,7 @@ def read_weights(graph: ov.Model, running: Iterable[ov.Node], known: Collection[
     return found
 
 
-def _weight(operation: ov.Node, known: Collection[str]) -> str | None:
+def _weight(operation: Node, known: Collection[str]) -> str | None:
     for value in operation.input_values():
         node = value.get_node()
         for _ in range(8):
