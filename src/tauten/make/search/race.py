@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal
+from typing import Final
+
+from torch import nn
 
 from tauten.artifact.read import Artifact
 from tauten.core.measure import Measure
 from tauten.errors import MeasureError, TautenError
 from tauten.make.lower import LOWERINGS
-from tauten.make.model.pass_ import Pass
 from tauten.make.search.improve import faster
 from tauten.make.search.installed import missing
 from tauten.make.search.levels import RACE
-from tauten.make.search.recipe import Recipe, Way, pass_from_json
+from tauten.make.search.recipe import Kind, Recipe, Way, pass_from_json
 from tauten.make.search.result import EngineTried
 from tauten.make.search.tried import Raced
 from tauten.make.search.workshop import Workshop
 from tauten.run.measure.session import Timing
 
-Precision = Literal["float32", "int8"]
-PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "int8")
+_PASSES: Final[dict[Kind, tuple[str, ...]]] = {
+    "float32": (), "int8": ("quantize.post_training",), "int8-dynamic": ("quantize.dynamic",),
+}  # fmt: skip
+_PLACEMENT: Final = "placement"
+"""The option of a lowering that says where a plan with fixed ranges rounds; others have no use for it."""
+_LINEAR: Final = (nn.Linear, nn.RNNBase, nn.RNNCellBase, nn.Embedding)
 _IN_TIMES: Final = 1.1
 """A ratio of times from which on it is told as one; below, in percent."""
 
@@ -32,16 +37,22 @@ def race(shop: Workshop) -> tuple[EngineTried, ...]:
     Each engine that is installed makes the model in float and in eight bits, with each choice of options that its
     lowering holds worth measuring; what cannot be made is told with its reason. Quality is that of the written file.
     Of those whose quality is within the noise of the best, the fastest p50 latency at batch 1 is chosen: for recipes
-    that quantize and for others apart. An engine has to be faster outside the noise to win against one that the target
-    names before it.
+    in float, for those with fixed ranges and for others apart. Eight bits without fixed ranges are measured where they
+    are what a model is likely to want (``_wants_dynamic``); else they go the way of those with ranges, as far as that
+    means anything to them. An engine has to be faster outside the noise to win against one that the target names
+    before it.
     """
     rows: list[EngineTried] = []
-    for precision in PRECISIONS:
-        if precision in shop.order.target.precisions:
-            rows += _race(shop, precision)
+    for kind in _PASSES:
+        if kind.partition("-")[0] not in shop.order.target.precisions:
+            continue
+        if kind != "int8-dynamic" or _wants_dynamic(shop.model.module):
+            rows += _race(shop, kind)
     for row in rows:
-        if row.chosen:
-            shop.ways[row.precision == "int8"] = Way(row.engine, row.options)
+        if row.chosen and row.precision:
+            shop.ways[row.precision] = Way(row.engine, row.options)
+            if row.precision == "int8":
+                shop.ways["int8-dynamic"] = Way(row.engine, _without_placement(row.options))
     absent = [missing(engine) for engine in shop.order.target.engines]
     return (*rows, *(row for row in absent if row))
 
@@ -54,15 +65,36 @@ def best_float(engines: Sequence[EngineTried], engine: str) -> Way:
     return Way(engine, min(found, key=lambda row: row.latency.value if row.latency else 0.0).options)
 
 
-def _race(shop: Workshop, precision: Precision) -> list[EngineTried]:
+def _wants_dynamic(module: nn.Module) -> bool:
+    """Whether most weights are of linear and recurrent layers, in a transformer or a recurrent network."""
+    parts = list(module.modules())
+    if not any(isinstance(part, nn.LayerNorm | nn.RNNBase | nn.RNNCellBase) for part in parts):
+        return False
+    linear = {id(weight): weight.numel() for part in parts if isinstance(part, _LINEAR) for weight in part.parameters()}
+    return 2 * sum(linear.values()) > sum(weight.numel() for weight in module.parameters())
+
+
+def _without_placement(options: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in options.items() if name != _PLACEMENT}
+
+
+def _ways(shop: Workshop, precision: Kind) -> list[Way]:
+    """The ways that are worth measuring."""
+    found: list[Way] = []
+    for engine in shop.order.target.engines:
+        if missing(engine):
+            continue
+        for choice in LOWERINGS.get(engine).choices(shop.order.target, precision != "float32"):
+            way = Way(engine, choice if precision != "int8-dynamic" else _without_placement(choice))
+            if way not in found:
+                found.append(way)
+    return found
+
+
+def _race(shop: Workshop, precision: Kind) -> list[EngineTried]:
     """What was found of all ways to one precision."""
-    ways = [
-        Way(engine, choice)
-        for engine in shop.order.target.engines
-        if not missing(engine)
-        for choice in LOWERINGS.get(engine).choices(shop.order.target, precision == "int8")
-    ]
-    passes: tuple[Pass, ...] = (pass_from_json({"pass": "quantize.post_training"}),) if precision == "int8" else ()
+    ways = _ways(shop, precision)
+    passes = tuple(pass_from_json({"pass": name}) for name in _PASSES[precision])
     made: dict[int, Artifact] = {}
     rows: list[EngineTried] = []
     for index, way in enumerate(ways):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tauten.codecs import CODECS
 from tauten.core.target import AUTO
@@ -16,6 +16,9 @@ from tauten.make.model.pass_ import Pass
 from tauten.make.passes import PASSES
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+Kind = Literal["float32", "int8", "int8-dynamic"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,14 @@ class Recipe:
     def quantizes(self) -> bool:
         """Whether a pass of it quantizes."""
         return any(QUANTIZED in step.gives for step in self.passes)
+
+    @property
+    def kind(self) -> Kind:
+        """What of it decides which way of lowering is fastest: ``int8-dynamic`` where nothing fixes ranges."""
+        if not self.quantizes:
+            return "float32"
+        loose = ("quantize.dynamic", "quantize.weight_only")
+        return "int8-dynamic" if any(step.name in loose for step in self.passes) else "int8"
 
     def on(self, way: Way) -> Recipe:
         """The same recipe lowered that way, where it leaves its engine to the run."""

@@ -84,14 +84,14 @@ class Entry(Value):
 
 
 class EngineTried(Value):
-    """One engine, with one choice of options, for the untouched model in float or in eight bits.
+    """One engine, with one choice of options, for the untouched model in float or in eight bits, static or dynamic.
 
     ``installed`` says whether it could be asked at all; where not, ``extra`` brings it. ``latency`` is p50 at batch 1,
     of one session with all others. ``reason`` says why it was ``chosen``, or was not.
     """
 
     engine: str
-    precision: Literal["float32", "int8"] | None = None
+    precision: Literal["float32", "int8", "int8-dynamic"] | None = None
     options: dict[str, str] = {}
     installed: bool = True
     extra: str = ""

@@ -33,7 +33,7 @@ from tauten.make.search.improve import faster
 from tauten.make.search.installed import missing
 from tauten.make.search.levels import BASELINE, ENGINE_BASELINE
 from tauten.make.search.observe import Observer, Silent
-from tauten.make.search.recipe import Recipe, Way
+from tauten.make.search.recipe import Kind, Recipe, Way
 from tauten.make.search.result import Entry, Improvement, Measures
 from tauten.make.search.slim import slim_history, slim_measures
 from tauten.make.search.strategies._strategy import Learner, Trial
@@ -99,14 +99,15 @@ class Workshop:
 
     Building it looks at the model, trains it where the task says so, and measures both baselines: ``baseline``, the
     untouched model in PyTorch eager fp32, and ``engine_baseline``, the same on the order's engine. ``ways`` says how
-    recipes that leave it to the run are lowered: those that quantize (``True``) and those that do not.
+    recipes that leave it to the run are lowered, by their kind.
     """
 
     def __init__(self, order: Order, workspace: Workspace, left: int = 0) -> None:
         self.order = order
         self.workspace = workspace
         self.started = time.perf_counter()
-        self.ways = {False: Way(order.first), True: Way(order.first)}
+        kinds: tuple[Kind, ...] = ("float32", "int8", "int8-dynamic")
+        self.ways = {kind: Way(order.first) for kind in kinds}
         self._tried: dict[str, Artifact] = {}
         self._by_key: dict[str, Artifact] = {}
         self._measured: dict[str, dict[str, Measure]] = {}
@@ -127,7 +128,7 @@ class Workshop:
 
     def on_way(self, recipe: Recipe) -> Recipe:
         """The recipe with the engine and the options that it will be lowered with."""
-        return recipe.on(self.ways[recipe.quantizes])
+        return recipe.on(self.ways[recipe.kind])
 
     def untouched(self, way: Way) -> Artifact:
         """The untouched model in float, lowered that way."""
