@@ -17,8 +17,9 @@ signs are modelled; how long a context remembers; how fast the mixer learns; all
 USUAL: Final[Settings] = (0, 0, 0, 0, 1, 1, 1, 0, 3, 1)
 
 _TRIALS: Final = 16
-_TRIED: Final = 2**20
-"""Elements that all trials together may code at least; more, up to a matrix's own size, where that is larger."""
+_TRIED: Final = (2**18, 2**20)
+"""Elements that all trials together may code: the first many at least, three times the matrix's own up to the second
+many, and as many as it has beyond; so encoding a hundred thousand or more takes at most four times what decoding does."""
 _LARGE: Final = 2**20
 _MOST_LAG: Final = 256
 _LOOKED_AT: Final = 2**17
@@ -44,7 +45,8 @@ def chosen(q: Int32, period: int) -> Settings:
     live = np.count_nonzero(q.any(1)) * np.count_nonzero(q.any(0))
     if not live:
         return _with(USUAL, {COLUMN_FLAGS: 0})
-    sample = _rows(q, max(_TRIED, q.size) // _TRIALS * q.size // int(live))
+    tried = max(_TRIED[0], q.size, min(3 * q.size, _TRIED[1]))
+    sample = _rows(q, tried // _TRIALS * q.size // int(live))
     search = _Search(sample, period, _with(USUAL, {SHIFT: _shift(q)}))
     search.light(speed_counts=int(live) > _LARGE // 16)
     if search.best[RICH]:
