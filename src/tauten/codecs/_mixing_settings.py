@@ -19,7 +19,7 @@ USUAL: Final[Settings] = (0, 0, 0, 0, 1, 1, 1, 0, 3, 1)
 _TRIALS: Final = 16
 _TRIED: Final = (2**18, 2**20)
 """Elements that all trials together may code: the first many at least, three times the matrix's own up to the second
-many, and as many as it has beyond; so encoding a hundred thousand or more takes at most four times what decoding does."""
+many, and as many as it has beyond: a large matrix is encoded in at most four times what its decoding takes."""
 _LARGE: Final = 2**20
 _MOST_LAG: Final = 256
 _LOOKED_AT: Final = 2**17
