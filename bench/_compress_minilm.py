@@ -46,6 +46,7 @@ WORK = CACHE / "minilm"
 
 
 def main() -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
     task = calibrated(minilm.task(), CALIBRATION)
     plain = _row("float32", task, lambda: None, "plain")
     ours = [

@@ -1,7 +1,8 @@
 """Bits divided among parameters by what rounding each of them does to the answers, measured.
 
 Curvature foretells that well within a layer and less well between layers, as it takes places of a sample for
-independent. At the least error for the bits, each number loses the same: steps are moved until it does.
+independent. At the least error for the bits, each number loses the same: steps are moved until it does, on samples that
+the curvature has not seen.
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ from torch import Tensor
 from tauten.make.passes.compress._plan import Plan
 from tauten.make.passes.compress._rounding import Rounding
 from tauten.make.passes.compress._sites import Site
-from tauten.make.passes.quantize._calibrate import Data
 from tauten.make.passes.quantize._noise import Noise
 
-_SAMPLES: Final = 64
 _MOST_PARTS: Final = 64  # that are measured one by one; in larger models, neighbours together
 _MOST: Final = 16.0  # by which a step moves, up or down
 
@@ -31,8 +30,7 @@ def balance(rounding: Rounding) -> Rounding:
     """
     rounded = {site.path: site.weight.clone() for site in rounding.sites}
     rounding.restore()
-    own = rounding.data
-    noise = Noise(Data(own.model, own.context, min(_SAMPLES, own.samples)), rounding.model.module)
+    noise = Noise(rounding.data.kept(), rounding.model.module)
     plans = list(rounding.plans)
     size = max(1, -(-len(plans) // _MOST_PARTS))
     losses: list[tuple[list[Plan], float, int]] = []

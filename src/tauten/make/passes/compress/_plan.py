@@ -7,7 +7,7 @@ least for the bits (reverse water-filling; Gersho and Gray, 1992): ``step = delt
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -161,12 +161,16 @@ def _grouped(plan: Plan, matrix: Tensor, inputs: Sequence[Factor], rule: Rule) -
     return torch.cat(parts)
 
 
-def foretell(plans: Sequence[Plan], delta: float) -> float:
-    """Bits of all of the plans' weights on grids of ``delta``, from a part of their rows, rounded to the nearest."""
+def foretell(plans: Sequence[Plan], delta: float, off: Mapping[str, float] | None = None) -> float:
+    """Bits of all of the plans' weights on grids of ``delta``, from a part of their rows, rounded to the nearest.
+
+    ``off`` says by path how many times that an earlier foretelling was wrong.
+    """
     total = 0.0
     for plan in plans:
         matrix, steps = plan.site.matrix(), plan.steps(delta)
         every = max(1, matrix.numel() // _PROBED)
         part = (matrix[::every] / steps[::every, None]).round_()
-        total += read_symbols(part).total(part) * matrix.numel() / part.numel()
+        bits = read_symbols(part).total(part) * matrix.numel() / part.numel()
+        total += bits * (off or {}).get(plan.site.path, 1.0)
     return total

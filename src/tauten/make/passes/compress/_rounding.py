@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from tauten.make.model.model import Model
+from tauten.make.passes.compress._apart import Apart
 from tauten.make.passes.compress._curvature import Curvature, watch_inputs
 from tauten.make.passes.compress._feedback import Factor
 from tauten.make.passes.compress._plan import Plan, factors_of, round_plan
 from tauten.make.passes.compress._sites import Site
 from tauten.make.passes.compress._steps import LARGEST_LEVEL, short_step
-from tauten.make.passes.quantize._calibrate import Data
 
-_MOST_STAGES: Final = 12
+_MOST_STAGES: Final = 6
 """Walks over the data: in deeper models, several layers in a row see the same rounded ones before them."""
 _VECTOR_SHARE: Final = 0.5  # of the step that a number of a matrix would have: there are few
 _FEWEST_LEVELS: Final = 31  # of the largest magnitude of a vector, whatever the slope
@@ -36,7 +36,7 @@ class Rounding:
     """Rounds ``model``'s module in place, any number of times, always from its first weights."""
 
     model: Model
-    data: Data
+    data: Apart
     sites: Sequence[Site]
     plans: Sequence[Plan]
     curvature: Curvature

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import Final
 
-from tauten.codecs import CODECS
+from tauten.codecs.arithmetic import ARITHMETIC
 from tauten.errors import PassError
 from tauten.make.passes.compress._balance import balance
 from tauten.make.passes.compress._plan import Plan, foretell
 from tauten.make.passes.compress._rounding import Rounded, Rounding
 from tauten.make.passes.compress._sites import Site
 
-_CODEC: Final = "arithmetic"
 _FORETOLD: Final = 40
 _EXACT: Final = 0.002
 _ATTEMPTS: Final = 6
@@ -26,7 +25,11 @@ _AIM: Final = 0.994
 
 def coded_bytes(sites: Sequence[Site]) -> int:
     """What the parameters take as the codec ``arithmetic`` codes them."""
-    return len(CODECS.get(_CODEC).encode({site.path: site.weight.cpu().numpy() for site in sites}))
+    return len(_encode(sites))
+
+
+def _encode(sites: Sequence[Site]) -> bytes:
+    return ARITHMETIC.encode({site.path: site.weight.cpu().numpy() for site in sites})
 
 
 def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded, int]:
@@ -36,13 +39,15 @@ def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded,
     coarse the grids are.
     """
     numbers = sum(site.weight.numel() for site in rounding.sites)
-    aim = 8.0 * limit * _AIM
-    step = _foretold(rounding.plans, aim, numbers)
+    step = _foretold(rounding.plans, 8.0 * limit * _AIM, numbers)
     rounding(step, draft=True)
-    # What coding takes is foretold well but for a share, and for what is no matrix.
-    off = coded_bytes(rounding.sites) * 8 / foretell(rounding.plans, step)
-    rounding = balance(rounding)
-    at = log2(_foretold(rounding.plans, aim / off, numbers))
+    coded = _encode(rounding.sites)
+    drafted, rounding = rounding.plans, balance(rounding)
+    # The coder goes on to differ from what is foretold as it did, and what is no matrix takes what it took.
+    each = {path: 8.0 * size for path, size in ARITHMETIC.coded_bytes(coded).items()}
+    off = {plan.site.path: each[plan.site.path] / max(foretell((plan,), step), 1.0) for plan in drafted}
+    rest = 8.0 * len(coded) - sum(each[path] for path in off)
+    at = log2(_foretold(rounding.plans, max(8.0 * limit * _AIM - rest, 4.0 * limit), numbers, off))
     # Sizes by the logarithm of the step: a bit a number for each octave at first, then what two of them say.
     slope, sizes = -numbers / 8, dict[float, int]()
     fitting: float | None = None
@@ -62,10 +67,11 @@ def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded,
     return 2.0**fitting, rounding(2.0**fitting), sizes[fitting]
 
 
-def _foretold(plans: Sequence[Plan], bits: float, numbers: int) -> float:
+def _foretold(plans: Sequence[Plan], bits: float, numbers: int, off: Mapping[str, float] | None = None) -> float:
+    """The step at which ``plans`` are foretold to take ``bits``."""
     delta = 1.0
     for _ in range(_FORETOLD):
-        found = foretell(plans, delta)
+        found = foretell(plans, delta, off)
         if abs(found - bits) < _EXACT * bits:
             break
         delta *= 2.0 ** min(4.0, max(-4.0, (found - bits) / numbers))

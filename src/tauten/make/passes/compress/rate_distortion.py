@@ -10,6 +10,7 @@ from typing import ClassVar
 from tauten.errors import PassError, RecipeError
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Change, Context, Pass
+from tauten.make.passes.compress._apart import Apart, apart
 from tauten.make.passes.compress._balance import balance
 from tauten.make.passes.compress._curvature import Curvature, Moments, measure
 from tauten.make.passes.compress._plan import plan_all
@@ -69,12 +70,13 @@ class RateDistortion(Pass):
             raise PassError(f"{self.name}: the model has no float32 parameter of two dimensions or more")
         noise = Noise(data, module)
         context.progress("curvature", 0.0)
-        curvature, why = _curvature(model, sites, data, context.seed)
+        parts = apart(data)
+        curvature, why = _curvature(model, sites, parts, context.seed)
         if why:
             notes["without_curvature"] = why
         plans = plan_all(sites, curvature, self.rare)
         first = {site.path: site.weight.clone() for site in sites}
-        rounding = Rounding(model, data, sites, plans, curvature, self.correct_bias, first)
+        rounding = Rounding(model, parts, sites, plans, curvature, self.correct_bias, first)
         plain = 4 * sum(site.weight.numel() for site in sites)
         if self.step is not None:
             rounding(self.step, draft=True)
@@ -98,7 +100,7 @@ class RateDistortion(Pass):
         )
 
 
-def _curvature(model: Model, sites: Sequence[Site], data: Data, seed: int) -> tuple[Curvature, str]:
+def _curvature(model: Model, sites: Sequence[Site], data: Apart, seed: int) -> tuple[Curvature, str]:
     """The curvature, or one that knows nothing and the reason."""
     try:
         return measure(model, sites, data.batches(), seed), ""
