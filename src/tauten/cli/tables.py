@@ -117,7 +117,9 @@ def _short(text: str, most: int = 200) -> str:
 def _candidates(entries: Iterable[Entry], title: str) -> Table:
     table = Table(title=title, title_justify="left")
     for heading in ("candidate", "quality", "size", "latency p95", "load", "memory", "misses the budget by"):
-        table.add_column(heading, justify="left" if heading in ("candidate", "misses the budget by") else "right")
+        left = heading in ("candidate", "misses the budget by")
+        # A name that is cut short names nothing; figures wrap where the terminal is narrow.
+        table.add_column(heading, justify="left" if left else "right", no_wrap=heading == "candidate")
     for entry in entries:
         cells = [
             entry.measure(key) for key in ("quality", "size_bytes", "latency_p95_ms", "load_ms", "peak_memory_mib")

@@ -158,7 +158,7 @@ class ToSize:
         if least <= max(self.limit, min(artifact.size_bytes for artifact in made.values())):
             return ""
         return (
-            f"not tried: its weights would take about {least:,.0f} bytes however they are coded, and "
+            f"its weights would take about {least:,.0f} bytes however they are coded, and "
             f"{self.limit:,} are allowed"
         )
 
