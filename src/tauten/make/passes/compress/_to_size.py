@@ -16,11 +16,11 @@ from tauten.make.passes.compress._sites import Site
 _FORETOLD: Final = 40
 _EXACT: Final = 0.002
 _ATTEMPTS: Final = 6
-_CLOSE: Final = 0.012
+_CLOSE: Final = 0.02
 """Of the bytes, what may be left over."""
 _FEW: Final = 64
 """Bytes that may be left over of however few."""
-_AIM: Final = 0.994
+_AIM: Final = 0.99
 
 
 def coded_bytes(sites: Sequence[Site]) -> int:
@@ -48,23 +48,25 @@ def round_to(rounding: Rounding, limit: int, name: str) -> tuple[float, Rounded,
     off = {plan.site.path: each[plan.site.path] / max(foretell((plan,), step), 1.0) for plan in drafted}
     rest = 8.0 * len(coded) - sum(each[path] for path in off)
     at = log2(_foretold(rounding.plans, max(8.0 * limit * _AIM - rest, 4.0 * limit), numbers, off))
-    # Sizes by the logarithm of the step: a bit a number for each octave at first, then what two of them say.
-    slope, sizes = -numbers / 8, dict[float, int]()
-    fitting: float | None = None
+    over: tuple[float, int] | None = None  # logarithm of the step, bytes
+    under: tuple[float, int] | None = None
     for _ in range(_ATTEMPTS):
-        done = rounding(2.0**at)
-        sizes[at] = coded_bytes(rounding.sites)
-        if sizes[at] <= limit:
-            if sizes[at] >= limit - max(_FEW, limit * _CLOSE):
-                return 2.0**at, done, sizes[at]
-            fitting = at if fitting is None else min(at, fitting)
-        if len(sizes) > 1:
-            one, other = list(sizes)[-2:]
-            slope = min(-numbers / 80, (sizes[other] - sizes[one]) / (other - one))
-        at += min(3.0, max(-3.0, (_AIM * limit - sizes[at]) / slope))
-    if fitting is None:
-        raise PassError(f"{name}: expected at most {limit} bytes, got {min(sizes.values())} from the coarsest grids")
-    return 2.0**fitting, rounding(2.0**fitting), sizes[fitting]
+        done, size = rounding(2.0**at), coded_bytes(rounding.sites)
+        if limit - max(_FEW, limit * _CLOSE) <= size <= limit:
+            return 2.0**at, done, size
+        if size > limit:
+            over = at, size
+        else:
+            under = at, size
+        if over and under:
+            share = (over[1] - _AIM * limit) / max(over[1] - under[1], 1)
+            at = over[0] + (under[0] - over[0]) * min(0.9, max(0.1, share))
+        else:
+            # A bit a number for each octave, but where few are left.
+            at += min(3.0, max(-3.0, (size - _AIM * limit) / min(numbers / 8, size)))
+    if under is None:
+        raise PassError(f"{name}: expected at most {limit} bytes, got {over and over[1]} from the coarsest grids")
+    return 2.0 ** under[0], rounding(2.0 ** under[0]), under[1]
 
 
 def _foretold(plans: Sequence[Plan], bits: float, numbers: int, off: Mapping[str, float] | None = None) -> float:
