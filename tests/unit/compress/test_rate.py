@@ -21,8 +21,8 @@ from tauten.make.model.digest import digest
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context, Progress, silent
 from tauten.make.model.run import forward
-from tauten.make.passes.compress._rate_bits import estimate_all
-from tauten.make.passes.compress._rate_budget import choose
+from tauten.make.passes.compress._rate_bits import coded_bytes, estimate, estimate_all, measured
+from tauten.make.passes.compress._rate_budget import choose, trim
 from tauten.make.passes.compress._rate_layer import RateWeight, attach, detach, find
 from tauten.make.passes.compress._rate_units import remove_dead, sort_units
 from tauten.make.passes.compress._steps import short_step
@@ -160,6 +160,20 @@ def test_choosing_meets_the_estimate_and_prefers_full_rows() -> None:
     detach(parts)
     assert type(module[0]) is nn.Linear
     assert all(torch.equal(one, other) for one, other in zip(expected, module.parameters(), strict=True))
+
+
+def test_trimming_goes_by_the_bits_of_the_coder() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(64, 8))
+    parts = attach(module, find(module)[0], lambda _, value: RateWeight(value.abs() > value.abs().mean(), 0.12))
+    module(torch.randn(8, 3, 4, 4)).square().mean().backward()
+    kernel = next(part for part in parts if part.full_name == "0.weight")
+    mask = kernel.weight.mask.reshape(16, -1)
+    by_coder = float(measured(kernel).more[mask].mean())
+    assert by_coder == pytest.approx(float(estimate(kernel, mask).more[mask].mean()), rel=0.5)
+    before = coded_bytes(module, parts)
+    trim(module, parts, round(0.8 * before))
+    assert 0.7 * before < coded_bytes(module, parts) <= 0.8 * before
 
 
 def test_gradients_pass_to_pruned_weights_and_to_the_step() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tauten.codecs import CODECS
+from tauten.codecs._mixing import alternatives
 from tauten.make.passes.compress._rate_layer import Part
 
 CODEC: Final = "arithmetic"
@@ -43,6 +45,18 @@ def estimate(part: Part, mask: Tensor) -> Bits:
     share = share.clamp(1e-6, _LARGEST_SHARE)
     zero = -torch.log2(1 - share)
     return Bits((-torch.log2(share) - zero + _value(part, mask)).clamp_min(_SMALLEST), zero)
+
+
+def measured(part: Part) -> Bits:
+    """The same by the coder itself, at the point of the code where each weight stands; an estimate for what is zero."""
+    mask = part.weight.mask.reshape(len(part.weight.mask), -1)
+    found = estimate(part, mask)
+    if not part.weight.rounds or part.latent.ndim < 2:
+        return found
+    levels = part.weight.levels(part.latent).reshape(mask.shape).to("cpu", torch.int32)
+    told = torch.from_numpy(alternatives(levels.numpy(), math.prod(part.latent.shape[2:])))
+    more = (told[..., 2] - told[..., 0]).to(mask.device).clamp_min(_SMALLEST)
+    return found._replace(more=torch.where(mask, more, found.more))
 
 
 def estimate_all(parts: list[Part]) -> float:

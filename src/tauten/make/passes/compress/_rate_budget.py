@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from tauten.make.passes.compress._rate_bits import coded_bytes, estimate, estimate_all
+from tauten.make.passes.compress._rate_bits import coded_bytes, estimate, estimate_all, measured
 from tauten.make.passes.compress._rate_layer import Part
 
 _EVERY: Final = 60
@@ -23,6 +23,8 @@ _STAYS: Final = 8.0
 """How much more a weight on a grid counts where it stays: one that returns begins with a whole step, a jolt."""
 _ROUNDS: Final = 5
 _TRIMS: Final = 30
+_CAREFUL: Final = 4.0
+"""Bits pruned at once for a byte too many: what is left codes better then, so that fewer have to go than it seems."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +52,17 @@ class Allocator:
 
 @torch.no_grad()
 def trim(module: nn.Module, parts: list[Part], target: int) -> None:
-    """Prune what is worth least for its bits until the codec makes at most ``target`` bytes of the weights."""
+    """Prune what is worth least for the bits the coder gives it, until it makes at most ``target`` bytes of all."""
     for _ in range(_TRIMS):
         excess = coded_bytes(module, parts) - target
         if excess <= 0:
             return
-        bits = [estimate(part, _matrix(part.weight.mask)) for part in parts]
+        bits = [measured(part) for part in parts]
         more = torch.cat([one.more.flatten() for one in bits])
         mask = torch.cat([part.weight.mask.flatten() for part in parts])
         score = torch.cat([_worth(part).flatten() for part in parts]) / more
         order = torch.argsort(score.masked_fill(~mask, torch.inf))
-        count = 1 + int(torch.searchsorted(torch.cumsum(more[order].double(), 0), 8.0 * excess))
+        count = 1 + int(torch.searchsorted(torch.cumsum(more[order].double(), 0), _CAREFUL * excess))
         mask[order[: min(count, int(mask.sum()))]] = False
         for part, kept in zip(parts, mask.split([part.latent.numel() for part in parts]), strict=True):
             part.weight.mask.copy_(kept.view_as(part.weight.mask))
