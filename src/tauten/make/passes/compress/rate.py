@@ -42,8 +42,8 @@ _FULL: Final = 4.0
 """Bits of a weight at first."""
 _CODER_GAINS: Final = 0.9
 """What a coder with contexts makes of an estimate from densities, before there are levels to ask it about."""
-_MARGIN: Final = 1.02
-"""What is aimed at while weights move: levels fall a little afterwards, sorting helps, and the rest is trimmed."""
+_MARGIN: Final = 1.0
+"""What is aimed at while weights move: what is trimmed in the end is not learned around, so that little should be."""
 _UNUSED_STEP: Final = 2.0**-6
 """A layer without a weight has no mean to take a step from."""
 
