@@ -157,10 +157,7 @@ class ToSize:
         least = _least_bytes(recipe, self._weights)
         if least <= max(self.limit, min(artifact.size_bytes for artifact in made.values())):
             return ""
-        return (
-            f"its weights would take about {least:,.0f} bytes however they are coded, and "
-            f"{self.limit:,} are allowed"
-        )
+        return f"its weights would take about {least:,.0f} bytes however they are coded, and {self.limit:,} are allowed"
 
 
 def _lost(artifact: Artifact) -> float:
