@@ -89,8 +89,8 @@ def test_a_phone_shows_the_titles_of_the_axes_whole(page: Page, tmp_path: Path) 
 
 def test_a_heading_sorts_the_candidates_and_puts_what_is_missing_last(page: Page, tmp_path: Path) -> None:
     page.open(made(tmp_path))
-    values = "[...document.querySelectorAll('.candidates tbody tr')].map(row => row.cells[7].dataset.sort ?? null)"
-    press = "document.querySelectorAll('.candidates thead th')[7].querySelector('button').click()"
+    values = "[...document.querySelectorAll('.candidates tbody tr')].map(row => row.cells[8].dataset.sort ?? null)"
+    press = "document.querySelectorAll('.candidates thead th')[8].querySelector('button').click()"
     page.js(press)
     up = page.js(values)
     page.js(press)

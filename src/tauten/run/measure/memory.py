@@ -33,7 +33,8 @@ def measure_fresh(
     memory that the whole process held, interpreter and engine included, in MiB; ``startup_ms`` is from starting the
     process to its first answer, with files in the system's cache. ``load_ms`` is the part of it that is the artifact's
     own: its files are read and checked, its weights decoded, and the engine made ready; the libraries of engine and
-    codec are imported before. Intervals hold 95 % (Student's t over repeats). Raises ``MeasureError``.
+    codec are imported before. Values are geometric means of the repeats, intervals
+    hold 95 % (Student's t over their logarithms). Raises ``MeasureError``.
     """
     if repeats < 1 or threads < 1:
         raise MeasureError(f"expected repeats and threads of at least 1, got {repeats} and {threads}")
@@ -63,5 +64,8 @@ def _once(spec: Mapping[str, Any], sample: Mapping[str, Array], patience_s: floa
 
 
 def _measure(values: list[float], unit: str, on: str) -> Measure:
-    value, low, high = student(np.asarray(values))
-    return Measure(value=value, low=max(0.0, low), high=high, unit=unit, better="lower", repeats=len(values), on=on)
+    # Of logarithms, since none of these can be zero or less: a ratio of two keeps a finite interval.
+    value, low, high = np.exp(student(np.log(values)))
+    return Measure(
+        value=float(value), low=float(low), high=float(high), unit=unit, better="lower", repeats=len(values), on=on
+    )
