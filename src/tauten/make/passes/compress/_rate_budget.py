@@ -64,7 +64,7 @@ def trim(module: nn.Module, parts: list[Part], target: int) -> None:
         order = torch.argsort(score.masked_fill(~mask, torch.inf))
         count = 1 + int(torch.searchsorted(torch.cumsum(more[order].double(), 0), _CAREFUL * excess))
         mask[order[: min(count, int(mask.sum()))]] = False
-        for part, kept in zip(parts, mask.split([part.latent.numel() for part in parts]), strict=True):
+        for part, kept in zip(parts, torch.split(mask, [part.latent.numel() for part in parts]), strict=True):
             part.weight.mask.copy_(kept.view_as(part.weight.mask))
 
 
