@@ -15,6 +15,7 @@ from torch import nn
 
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
+from tauten.make.model.task import Task
 
 T = TypeVar("T")
 
@@ -25,6 +26,7 @@ class _Last:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._module: weakref.ref[nn.Module] | None = None
+        self._task: weakref.ref[Task] | None = None
         self._scope: tuple[Any, ...] = ()
         self._known: dict[Hashable, Any] = {}
 
@@ -42,12 +44,14 @@ class _Last:
 
     def _of(self, model: Model, context: Context) -> dict[Hashable, Any]:
         scope = (model.inputs, model.outputs, context.seed)
-        same = self._module is not None and self._module() is model.module and self._scope[0] is context.task
-        if not same or self._scope[1:] != scope:
+        module, task = self._module and self._module(), self._task and self._task()
+        if module is not model.module or task is not context.task or self._scope != scope:
             known: dict[Hashable, Any] = {}
             # The dictionary, not this object: when the module goes, a later one may already be known here.
             self._module = weakref.ref(model.module, lambda _: known.clear())
-            self._scope, self._known = (context.task, *scope), known
+            # Neither is kept from going: a task may hold the module, and all of its data.
+            self._task = weakref.ref(context.task)
+            self._scope, self._known = scope, known
         return self._known
 
 

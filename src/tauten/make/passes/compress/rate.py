@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final
 
@@ -17,10 +16,8 @@ from torch import Tensor, nn
 from tauten.codecs import CODECS
 from tauten.core.tensor import Arrays
 from tauten.errors import PassError
-from tauten.make.model.fit import has_labels, labelled
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context
-from tauten.make.model.train import Trainer, checkpoints_of
 from tauten.make.passes.compress._rate_bits import CODEC, coded_bytes, estimate_all
 from tauten.make.passes.compress._rate_budget import Allocator, trim
 from tauten.make.passes.compress._rate_layer import Part, RateWeight, attach, detach, find
@@ -91,10 +88,7 @@ class Rate(Learning):
     def __call__(self, model: Model, context: Context) -> Change:
         """Raises ``PassError`` where there is nothing to train or learn from, or the bytes cannot be met."""
         task = context.task
-        if not task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
-        if not self.distill and not has_labels(task.data("train")):
-            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        self.check_data(task, taught=self.distill)
         places, refused = find(model.module)
         if not places:
             raise PassError(f"{self.name}: the model has no weights that can be coded: {refused}")
@@ -166,41 +160,28 @@ class Rate(Learning):
 
     def _train(self, model: Model, context: Context, stage: _Stage, allocator: Allocator) -> dict[str, Any]:
         """Train ``model.module`` in place for one stage. Returns notes."""
-        task = context.task
-        teachers = (context.reference,) if self.distill else ()
-        distillation = self._distillation(model, task, teachers) if teachers else None
-        trainer = Trainer(
-            inputs=model.inputs,
-            outputs=model.outputs,
-            training=Segment(
-                epochs=stage.epochs,
-                steps=round(self.steps * stage.epochs / sum(stage.lengths)),
-                learning_rate=self.learning_rate or task.learning_rate,
-                precision=self.precision,
-                accumulate=self.accumulate,
-                recompute=self.recompute,
-                max_memory_mib=self.max_memory_mib,
-                patience=self.patience,
-                begin=stage.begin,
-                end=stage.end,
+        stretch = stage.end - stage.begin
+        return self.learn(
+            model,
+            replace(
+                context,
+                seed=context.seed + stage.place,
+                progress=lambda said, share: context.progress(said, stage.begin + stretch * share),
             ),
-            objective=distillation or labelled(task),
-            seed=context.seed + stage.place,
-            progress=lambda said, share: context.progress(said, stage.begin + (stage.end - stage.begin) * share),
-            teachers=teachers,
-            companion=distillation.hints if distillation else None,
-            checkpoints=checkpoints_of(context, self, teachers),
+            (context.reference,) if self.distill else (),
+            on_step=allocator,
+            # Of what is pruned only the last weights have the bits that are asked for.
+            settled=_SETTLED if stage.rounds else 1 - 1e-9,
+            training=Segment(
+                **{
+                    **self.training(context.task).to_json(),
+                    "epochs": stage.epochs,
+                    "steps": round(self.steps * stage.epochs / sum(stage.lengths)),
+                    "begin": stage.begin,
+                    "end": stage.end,
+                }
+            ),
         )
-        with distillation.watching(model.module) if distillation else nullcontext():
-            trained = trainer(
-                model.module,
-                task.data("train"),
-                self._held_out(task, teachers),
-                on_step=allocator,
-                # Of what is pruned only the last weights have the bits that are asked for.
-                settled=_SETTLED if stage.rounds else 1 - 1e-9,
-            )
-        return {**trained.to_notes(), **(distillation.to_notes() if distillation else {"distilled": None})}
 
     def _fixed(self, module: nn.Module, parts: list[Part], target: int) -> int:
         """Bytes of everything that is not a weight."""

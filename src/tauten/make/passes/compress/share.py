@@ -11,7 +11,6 @@ import torch
 from pydantic import Field
 
 from tauten.errors import PassError
-from tauten.make.model.fit import has_labels
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context
 from tauten.make.passes.compress._division import Point, Probe, divide
@@ -107,10 +106,8 @@ class Share(Learning):
     def __call__(self, model: Model, context: Context) -> Change:
         """Raises ``PassError`` where nothing can be shared or learned from, or the budget is below the least size."""
         task = context.task
-        if self.epochs and not task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
-        if self.epochs and not self.distill and not has_labels(task.data("train")):
-            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        if self.epochs:
+            self.check_data(task, taught=self.distill)
         notes: dict[str, Any] = {}
         if self.fold:
             module, notes = fold_batch_norms(model, Data(model, context, self.samples))

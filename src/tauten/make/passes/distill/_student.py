@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 
 from torch import nn
 
-from tauten.errors import RecipeError
+from tauten.errors import PassError, RecipeError
 from tauten.make.model.fit import has_labels, labelled
 from tauten.make.model.loss import task_loss
 from tauten.make.model.model import Model
@@ -97,26 +97,19 @@ class Learning(Pass):
         keep_zeros: bool = False,
         on_step: OnStep | None = None,
         settled: float = 0.0,
+        training: Training | None = None,
     ) -> dict[str, Any]:
         """Train ``student.module`` in place; without ``teachers`` from labels alone. Returns notes.
 
         ``keep_zeros``, ``on_step`` and ``settled`` are the trainer's; vectors with zeros that passes made are held too.
+        ``training`` is another than the parameters tell.
         """
         task = context.task
         distillation = self._distillation(student, task, teachers) if teachers else None
         trainer = Trainer(
             inputs=student.inputs,
             outputs=student.outputs,
-            training=Training(
-                epochs=self.epochs,
-                steps=self.steps,
-                learning_rate=self.learning_rate or task.learning_rate,
-                precision=self.precision,
-                accumulate=self.accumulate,
-                recompute=self.recompute,
-                max_memory_mib=self.max_memory_mib,
-                patience=self.patience,
-            ),
+            training=training or self.training(task),
             objective=distillation or labelled(task),
             seed=context.seed,
             progress=context.progress,
@@ -135,6 +128,26 @@ class Learning(Pass):
                 settled=settled,
             )
         return {**trained.to_notes(), **(distillation.to_notes() if distillation else {"distilled": None})}
+
+    def training(self, task: Task) -> Training:
+        """What the parameters tell of the training itself."""
+        return Training(
+            epochs=self.epochs,
+            steps=self.steps,
+            learning_rate=self.learning_rate or task.learning_rate,
+            precision=self.precision,
+            accumulate=self.accumulate,
+            recompute=self.recompute,
+            max_memory_mib=self.max_memory_mib,
+            patience=self.patience,
+        )
+
+    def check_data(self, task: Task, *, taught: bool) -> None:
+        """``PassError`` where the task has no train data, or none to learn from: no labels, and not ``taught``."""
+        if not task.has("train"):
+            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
+        if not taught and not has_labels(task.data("train")):
+            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
 
     def _distillation(self, student: Model, task: Task, teachers: tuple[nn.Module, ...]) -> Distillation:
         train = task.data("train")

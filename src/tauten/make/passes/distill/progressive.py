@@ -63,8 +63,7 @@ class Progressive(Learning):
 
     def __call__(self, model: Model, context: Context) -> Change:
         """Raises ``PassError`` where the task has no train data, or a student answers otherwise than the model."""
-        if not context.task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
+        self.check_data(context.task, taught=True)
         stages: list[dict[str, Any]] = []
         number = len(self.students or self.ratios)
         previous, last = context.reference, model

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tauten.errors import PassError
-from tauten.make.model.fit import has_labels
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context
 from tauten.make.passes.distill._student import Learning
@@ -30,9 +28,6 @@ class Recover(Learning):
     def __call__(self, model: Model, context: Context) -> Change:
         """Train ``model.module`` in place. Raises ``PassError`` where there is neither a label nor a teacher."""
         task = context.task
-        if not task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
-        if not self.distill and not has_labels(task.data("train")):
-            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        self.check_data(task, taught=self.distill)
         teachers = (context.reference,) if self.distill else ()
         return Change(model.module, self.learn(model, context, teachers, keep_zeros=SPARSE in model.facts))

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import nn
 
 from tauten.errors import PassError
-from tauten.make.model.fit import has_labels
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context
 from tauten.make.passes.distill._student import Learning
@@ -62,10 +61,7 @@ class Gradual(Learning):
     def __call__(self, model: Model, context: Context) -> Change:
         """Train ``model.module`` in place. Raises ``PassError`` where there is nothing to prune or to learn from."""
         task = context.task
-        if not task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
-        if not self.distill and not has_labels(task.data("train")):
-            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        self.check_data(task, taught=self.distill)
         weights = dict(by_kind(model.module)["weights"])
         if not weights:
             raise PassError("the model has no weights to prune")

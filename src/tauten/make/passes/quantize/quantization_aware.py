@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tauten.errors import PassError
 from tauten.make.layers.learned_steps import LearnedLayer
 from tauten.make.layers.quantized import put_layer
-from tauten.make.model.fit import has_labels
 from tauten.make.model.model import FLOAT_WEIGHTS, QUANTIZED, SPARSE, LayerPrecision, Model, QuantizationPlan
 from tauten.make.model.pass_ import Change, Context
 from tauten.make.passes import PASSES
@@ -83,10 +82,7 @@ class QuantizationAware(Learning):
     def __call__(self, model: Model, context: Context) -> Change:
         """Raises ``PassError`` where nothing can be learned from, no layer can learn, or ``layers`` names none."""
         task = context.task
-        if not task.has("train"):
-            raise PassError(f"{self.name}: trains, but the task has no train data; give tauten.Task(..., train=...)")
-        if not self.distill and not has_labels(task.data("train")):
-            raise PassError(f"{self.name}: train has no labels and distill is off, so there is nothing to learn from")
+        self.check_data(task, taught=self.distill)
         data = Data(model, context, self.samples)
         plan = self._plan(model, data)
         decided = _rounding(plan).decide(model, context)
