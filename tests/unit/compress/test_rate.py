@@ -66,6 +66,20 @@ def test_the_coded_weights_take_the_bytes_that_are_noted(made: Model) -> None:
     assert notes["float32_bytes"] == 4 * sum(one.numel() for one in network().parameters())
 
 
+def test_a_file_of_a_model_with_batch_norms_takes_the_bytes_too(tmp_path: Path) -> None:
+    def normed() -> nn.Module:
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(6, 300), nn.BatchNorm1d(300), nn.ReLU(), nn.Linear(300, 3))
+
+    task = classify(model=normed, epochs=3).fit()
+    made = compress(task, bytes=700)
+    notes = made.history[-1].notes
+    assert notes["folded"] == {"1": "0"}
+    written = tauten.save(made, tmp_path / "artifact", task=task, codec="arithmetic")
+    # Names differ, and vectors that are short stand in the graph.
+    assert written.manifest.files[written.manifest.weights] <= notes["bytes"] + 30
+
+
 def test_every_weight_is_a_whole_multiple_of_a_short_step(made: Model) -> None:
     steps = made.history[-1].notes["steps"]
     for name, one in made.module.named_parameters():

@@ -42,6 +42,14 @@ def test_an_order_that_cannot_work_is_refused_before_any_compute() -> None:
         ({"name": "x", "passes": [{"ratio": 1}]}, 'object with "pass"'),
         ({"name": "x", "passes": [{"pass": "prune.nothing"}]}, "no pass named 'prune.nothing'"),
         ({"name": "x", "passes": [{"pass": "prune.magnitude", "rate": 1}]}, "no parameter \\['rate'\\]"),
+        (
+            {"name": "x", "passes": [{"pass": "device.half", "name": "x"}]},
+            "it has \\['dtype', 'samples', 'tolerance'\\]",
+        ),
+        (
+            {"name": "x", "passes": [{"pass": "compress.rate_distortion", "share": 2}]},
+            "^compress.rate_distortion: share: ",
+        ),
         ({"name": "x", "passes": [{"pass": "prune.magnitude", "ratio": "lots"}]}, "ratio"),
         ({"name": "x", "passes": [], "lowering": "abacus"}, "no lowering 'abacus'"),
         ({"name": "../x", "passes": []}, "a letter or digit first"),

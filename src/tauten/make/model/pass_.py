@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -77,11 +77,13 @@ class Pass(ABC):
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any]) -> Self:
         """The pass with these parameters; ``RecipeError`` for an unknown one or one of another type."""
-        unknown = sorted(set(parameters) - set(cls.__dataclass_fields__))
+        known = sorted(one.name for one in fields(cls))
+        unknown = sorted(set(parameters) - set(known))
         if unknown:
-            raise RecipeError(f"{cls.name}: no parameter {unknown}; it has {sorted(cls.__dataclass_fields__)}")
+            raise RecipeError(f"{cls.name}: no parameter {unknown}; it has {known}")
         try:
             made: Self = pydantic.TypeAdapter(cls).validate_python(dict(parameters))
         except pydantic.ValidationError as fault:
-            raise RecipeError(f"{cls.name}: {explain(fault)}") from None
+            # What a pass says of its own parameters names the pass already.
+            raise RecipeError(f"{cls.name}: {explain(fault).removeprefix(f'{cls.name}: ')}") from None
         return made

@@ -25,6 +25,8 @@ from tauten.make.passes.compress._rate_segment import Segment
 from tauten.make.passes.compress._rate_units import remove_dead, sort_units
 from tauten.make.passes.compress._steps import short_step
 from tauten.make.passes.distill._student import Learning
+from tauten.make.passes.quantize._calibrate import Data
+from tauten.make.passes.quantize._fold import fold_batch_norms
 
 __all__ = ["Rate"]
 
@@ -41,6 +43,8 @@ _CODER_GAINS: Final = 0.9
 """What a coder with contexts makes of an estimate from densities, before there are levels to ask it about."""
 _MARGIN: Final = 1.0
 """What is aimed at while weights move: what is trimmed in the end is not learned around, so that little should be."""
+_COMPARED: Final = 64
+"""Calibration samples that folding is held against."""
 _UNUSED_STEP: Final = 2.0**-6
 """A layer without a weight has no mean to take a step from."""
 
@@ -49,7 +53,8 @@ _UNUSED_STEP: Final = 2.0**-6
 class Rate(Learning):
     """Trains the model so that its weights, once the codec ``arithmetic`` has coded them, take ``bytes``.
 
-    Without ``bytes``, a ``share`` of what they take in float32. The weights are those of linear and
+    Without ``bytes``, a ``share`` of what they take in float32. Batch norms are folded into the layers before them
+    first: engines' graphs do that, and weights on a grid would leave it. The weights are those of linear and
     convolutional layers, embeddings and attention, biases included; what else there is stays as it is, and counts.
 
     For a share ``prune`` of the epochs, weights are set to zero again and again: those stay whose loss, by squared
@@ -89,6 +94,7 @@ class Rate(Learning):
         """Raises ``PassError`` where there is nothing to train or learn from, or the bytes cannot be met."""
         task = context.task
         self.check_data(task, taught=self.distill)
+        model, folded = self._fold(model, context)
         places, refused = find(model.module)
         if not places:
             raise PassError(f"{self.name}: the model has no weights that can be coded: {refused}")
@@ -118,6 +124,7 @@ class Rate(Learning):
             raise PassError(f"{self.name}: expected at most {target} bytes, the nearest is {made}")
         notes = {
             **told[-1],
+            **folded,
             "pruning": told[:-1],
             "bytes": made,
             "expected_bytes": target,
@@ -127,6 +134,11 @@ class Rate(Learning):
             "refused": refused,
         }
         return Change(module.eval(), notes)
+
+    def _fold(self, model: Model, context: Context) -> tuple[Model, dict[str, Any]]:
+        """The model with batch norms in the layers before them, and notes."""
+        module, notes = fold_batch_norms(model, Data(model, context, _COMPARED))
+        return model.but(module=module), notes
 
     def _lengths(self) -> tuple[int, ...]:
         """Epochs of the stages: pruned, pruned without the units that died first, and rounded."""
