@@ -1,0 +1,9 @@
+"""Answers that are remembered: a request that came before is answered without computing it again.
+
+::
+
+    ServedModel ── Cached ── Worker
+                     ├─ Keys    what an answer is remembered under
+                     ├─ Memory  which answers are kept (a policy: no I/O, no clock)
+                     └─ Redis   answers of other servers, where there is one
+"""
