@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
 import os
-import sys
-import tokenize
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tauten.core.user_file import blame, folder_on_path, run_file
 from tauten.errors import TaskError
 
 if TYPE_CHECKING:
@@ -36,9 +31,9 @@ def load_task(reference: str) -> Task:
     target, function = _split(reference)
     if _is_file(target):
         path = Path(os.path.abspath(target))
-        with _folder_on_path(path.parent):
-            return _call(_run_file(path), function, path)
-    with _folder_on_path(Path.cwd()):
+        with folder_on_path(path.parent):
+            return _call(run_file(path, TaskError), function, path)
+    with folder_on_path(Path.cwd()):
         return _call(_import(target), function, None)
 
 
@@ -54,45 +49,6 @@ def _split(reference: str) -> tuple[str, str]:
 
 def _is_file(target: str) -> bool:
     return target.endswith(".py") or os.sep in target or "/" in target
-
-
-@contextmanager
-def _folder_on_path(folder: Path) -> Iterator[None]:
-    entry = str(folder)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        sys.path.remove(entry)
-        if entry not in sys.path:
-            sys.path.append(entry)
-
-
-def _run_file(path: Path) -> ModuleType:
-    try:
-        # Compiled from the text, never from a cached .pyc, which a file that was just rewritten can outrun.
-        with tokenize.open(path) as stream:
-            code = compile(stream.read(), str(path), "exec", dont_inherit=True)
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such file") from None
-    except (SyntaxError, ValueError) as fault:
-        line = f", line {fault.lineno}" if isinstance(fault, SyntaxError) and fault.lineno else ""
-        raise TaskError(f"{path}{line}: {type(fault).__name__}: {getattr(fault, 'msg', fault)}") from fault
-    except OSError as fault:
-        raise TaskError(f"{path}: cannot be read: {fault.strerror or fault}") from fault
-    name = f"_tauten_task_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None:
-        raise TaskError(f"{path}: expected a Python file, with a name that ends in .py")
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickled objects look their module up by name.
-    sys.modules[name] = module
-    try:
-        exec(code, module.__dict__)
-    except (Exception, SystemExit) as fault:
-        del sys.modules[name]
-        raise _blame(fault, path, f"{path.name} does not load") from fault
-    return module
 
 
 def _import(name: str) -> ModuleType:
@@ -130,17 +86,4 @@ def _is_own_function(name: str, value: Callable[..., Any], module: ModuleType) -
 
 
 def _blame(fault: BaseException, path: Path | None, what: str) -> TaskError:
-    """A ``TaskError`` with the error and the last line of the user's own file that led to it."""
-    # A file that is imported stands below the machinery of imports, which is no place to send a user to.
-    frames = [
-        frame
-        for frame in traceback.extract_tb(fault.__traceback__)
-        if frame.filename not in (__file__, importlib.__file__) and not frame.filename.startswith("<frozen importlib")
-    ]
-    source = str(path) if path else frames[0].filename if frames else ""
-    ours = [frame for frame in frames if frame.filename == source]
-    at = f" (line {ours[-1].lineno}: {ours[-1].line})" if ours else ""
-    hint = ""
-    if isinstance(fault, ModuleNotFoundError) and fault.name == "torch":
-        hint = '; a model needs PyTorch: pip install "tauten[optimize]"'
-    return TaskError(f"{what}{at}: {type(fault).__name__}: {fault}{hint}")
+    return TaskError(blame(fault, path, what, __file__))

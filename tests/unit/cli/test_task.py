@@ -31,7 +31,7 @@ def _path_and_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith(("_tauten_task_", "helper_of_", "package_of_")):
+        if name.startswith(("_tauten_file_", "helper_of_", "package_of_")):
             del sys.modules[name]
 
 
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: str, message: s
     with pytest.raises(TaskError, match=message):
         load_task(write(tmp_path, text))
     if "does not load" in message:
-        assert not [name for name in set(sys.modules) - modules if name.startswith("_tauten_task_")]
+        assert not [name for name in set(sys.modules) - modules if name.startswith("_tauten_file_")]
 
 
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
