@@ -70,8 +70,7 @@ def blame(fault: BaseException, path: Path | None, what: str, caller: str = "") 
     frames = [
         frame
         for frame in traceback.extract_tb(fault.__traceback__)
-        if frame.filename not in (__file__, caller, importlib.__file__)
-        and not frame.filename.startswith("<frozen importlib")
+        if frame.filename not in machinery and not frame.filename.startswith("<frozen importlib")
     ]
     source = str(path) if path else frames[0].filename if frames else ""
     own = [frame for frame in frames if frame.filename == source]

@@ -1,0 +1,126 @@
+"""A worker process as its server sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated, Any, Final, NamedTuple
+
+from pydantic import Field
+
+from tauten.core.tensor import TensorSpec
+from tauten.core.value import Value
+from tauten.errors import EngineError, InputError, TautenError
+from tauten.run.serve.instances._process_wire import receive, send
+from tauten.run.serve.protocol.elements import BYTES, BytesSpec
+
+_PROGRAM: Final = "tauten.run.serve.instances._process_main"
+
+
+class ProcessSettings(Value):
+    """What a worker process loads, and how.
+
+    ``artifact`` is the path of one whose files have ``checksums``, so that each process loads the same. ``handler`` is
+    a Python file that runs before and after the model. ``cores`` are those that it keeps to, none for any; ``start_s``
+    is how long it may take to load.
+    """
+
+    artifact: Annotated[str, Field(min_length=1)]
+    checksums: dict[str, str]
+    threads: Annotated[int, Field(ge=1)]
+    handler: str | None = None
+    cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    start_s: Annotated[float, Field(gt=0)] = 120.0
+
+
+class Specs(NamedTuple):
+    """What goes in and out of the process."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Child:
+    """One process, from its start until it was reaped. Ends with the thread that started it, and with its process.
+
+    ``exited`` is a descriptor that becomes readable when the process has ended.
+    """
+
+    def __init__(self, settings: ProcessSettings) -> None:
+        if not hasattr(os, "pidfd_open"):
+            raise EngineError("worker processes need Linux 5.3 or newer: serve with --instances instead")
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            # -P: a file in the working directory must not shadow a module. A session of its own: Ctrl-C reaches the
+            # server alone. What it prints goes to standard error, since the server's output is read by others.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.pid = self._process.pid
+        self.exited = os.pidfd_open(self.pid)
+        with suppress(OSError):  # one that has ended already is found by its exit
+            send(self.channel, json.dumps({**settings.to_json(), "parent": os.getpid()}).encode())
+
+    def wait_ready(self, seconds: float) -> Specs:
+        """Wait until it answers. Raises ``EngineError`` where it cannot load, ends, or takes too long."""
+        self.channel.settimeout(seconds)
+        try:
+            data, _ = receive(self.channel)
+        except TimeoutError:
+            raise EngineError(f"the worker process was not ready within {seconds:g} seconds") from None
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self.kill()
+            raise EngineError(f"the worker process {self.reap()} before it was ready")
+        return read_ready(data)
+
+    def kill(self) -> None:
+        """End it at once, whatever it does. It can be reaped soon."""
+        if self.exited >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.exited, signal.SIGKILL)
+
+    def reap(self) -> str:
+        """Give back what is held of a process that has ended, or was killed; says how it ended."""
+        code = self._process.wait()
+        self.channel.close()
+        if self.exited >= 0:
+            os.close(self.exited)
+            self.exited = -1
+        return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def read_ready(data: bytes) -> Specs:
+    """The specs that a process that is ready tells. Raises ``EngineError`` with what it could not do instead."""
+    document: dict[str, Any] = json.loads(data)
+    if "error" in document:
+        raise to_fault(document["error"], loading=True)
+    return Specs(*(tuple(map(_read_spec, document[what])) for what in ("inputs", "outputs")))
+
+
+def to_fault(told: Mapping[str, str], *, loading: bool = False) -> TautenError:
+    """The error that a process tells of, with its traceback as a note, which a log shows and a client never sees.
+
+    What was not raised on purpose says nothing to clients either; ``loading`` says that there are none yet.
+    """
+    if told["kind"] == "input":
+        return InputError(told["message"])
+    on_purpose = loading or told["kind"] == "engine"
+    fault = EngineError(told["message"] if on_purpose else "the model failed: the server's log says how")
+    fault.add_note(told["trace"])
+    return fault
+
+
+def _read_spec(document: dict[str, Any]) -> TensorSpec:
+    return (BytesSpec if document.get("dtype") == BYTES else TensorSpec).from_json(document)

@@ -1,0 +1,159 @@
+"""The program of a worker process: loads one artifact, and answers batches until the server closes the connection."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from time import perf_counter_ns
+from typing import Any, Final
+
+import numpy as np
+
+from tauten.core.tensor import Array, Arrays, TensorSpec
+from tauten.errors import EngineError, InputError, TautenError
+from tauten.run.engines.engine import Engine
+from tauten.run.serve.instances._process_memory import Place, lay_out, make_region, map_region, read_tensor
+from tauten.run.serve.instances._process_wire import BatchMessage, Reply, receive, send
+from tauten.run.serve.protocol.elements import BytesSpec, pack_elements
+
+_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def main(channel: socket.socket) -> int:
+    """Load what the first message says, tell that it answers, and answer. Returns the exit code."""
+    settings = json.loads(receive(channel)[0] or b"{}")
+    if not settings or not _die_with(settings["parent"]):
+        return 1
+    # Ctrl-C and SIGTERM may reach a whole group of processes: the server decides when its workers end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    if settings["cores"]:
+        # Before anything is loaded: threads that are started later keep to the same cores.
+        os.sched_setaffinity(0, settings["cores"])
+    try:
+        engine = _load(settings)
+    except Exception as fault:  # noqa: BLE001 - told to the server, which says it
+        send(channel, json.dumps({"error": _describe(fault)}).encode())
+        return 1
+    specs = {"inputs": engine.inputs, "outputs": engine.outputs}
+    send(channel, json.dumps({what: [spec.to_json() for spec in found] for what, found in specs.items()}).encode())
+    _Answering(engine, keeps=settings["handler"] is not None).serve(channel)
+    return 0
+
+
+def _die_with(parent: int) -> bool:
+    """Be killed when the server ends, however it ends, and even where user code holds the GIL by then."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def _load(settings: Mapping[str, Any]) -> Engine:
+    from tauten.artifact.read import read_artifact
+    from tauten.run.engines import load
+    from tauten.run.serve.dry_run import dry_run
+    from tauten.run.serve.handler import with_handler
+
+    artifact = read_artifact(settings["artifact"])
+    if artifact.checksums != settings["checksums"]:
+        raise EngineError(f"{artifact.path}: not the artifact that the server read: load the model again")
+    engine = with_handler(load(artifact, threads=settings["threads"]), settings["handler"])
+    dry_run(engine)
+    return engine
+
+
+def _describe(fault: BaseException) -> dict[str, str]:
+    """An error as JSON. Those that were raised on purpose speak for themselves, others by their traceback."""
+    kind = "input" if isinstance(fault, InputError) else "engine" if isinstance(fault, TautenError) else "other"
+    trace = "" if kind == "input" else "".join(traceback.format_exception(fault))
+    return {"kind": kind, "message": str(fault), "trace": trace}
+
+
+class _Answering:
+    """Runs batches one after the other; keeps the memory of each slot.
+
+    ``keeps`` says that what runs may keep its inputs after its call, as a user's function may: it gets copies.
+    """
+
+    def __init__(self, engine: Engine, *, keeps: bool) -> None:
+        self._engine = engine
+        self._keeps = keeps
+        self._inputs: dict[int, mmap.mmap] = {}
+        self._outputs: dict[int, mmap.mmap] = {}
+
+    def serve(self, channel: socket.socket) -> None:
+        """Until the other side ends."""
+        while True:
+            data, descriptor = receive(channel)
+            if not data:
+                return
+            batch = BatchMessage.unpack(data)
+            if descriptor is not None:
+                self._inputs[batch.slot] = map_region(descriptor)
+            reply, grown = self._run(batch)
+            send(channel, reply.pack(), grown)
+
+    def _run(self, batch: BatchMessage) -> tuple[Reply, int | None]:
+        started_ns = perf_counter_ns()
+        ended_ns = 0
+        try:
+            outputs = self._engine.run(self._read(batch))
+            ended_ns = perf_counter_ns()
+            places, grown = self._write(batch.slot, outputs)
+        except Exception as fault:  # noqa: BLE001 - told to the server, which answers the requests
+            return Reply(batch.number, False, started_ns, ended_ns or perf_counter_ns(), [], _describe(fault)), None
+        return Reply(batch.number, grown is not None, started_ns, ended_ns, places), grown
+
+    def _read(self, batch: BatchMessage) -> Arrays:
+        region = self._inputs[batch.slot]
+        memory = region[: max(place.offset + place.size for place in batch.places)] if self._keeps else region
+        return {
+            spec.name: read_tensor(spec, memory, place)
+            for spec, place in zip(self._engine.inputs, batch.places, strict=True)
+        }
+
+    def _write(self, slot: int, outputs: Mapping[str, Array]) -> tuple[list[Place], int | None]:
+        """Where the outputs lie, and the descriptor of new memory where the old was too small."""
+        tensors = [(_wire_form(spec, outputs), outputs[spec.name].shape) for spec in self._engine.outputs]
+        places, end = lay_out([(data.nbytes, shape) for data, shape in tensors])
+        region, grown = self._outputs.get(slot), None
+        if region is None or len(region) < end:
+            region, grown = make_region(end)
+            self._outputs[slot] = region
+        view = memoryview(region)
+        for place, (data, _) in zip(places, tensors, strict=True):
+            view[place.offset : place.offset + place.size] = data
+        return places, grown
+
+
+def _wire_form(spec: TensorSpec, outputs: Mapping[str, Array]) -> memoryview:
+    """An output as bytes. Raises ``EngineError`` where it is missing or of another type than declared."""
+    if spec.name not in outputs:
+        raise EngineError(f"expected output {spec.name!r}, got {sorted(outputs)}")
+    array = outputs[spec.name]
+    if isinstance(spec, BytesSpec):
+        return memoryview(pack_elements(array.reshape(-1).tolist()))
+    if array.dtype != np.dtype(spec.dtype):
+        raise EngineError(f"{spec.name}: expected dtype {spec.dtype}, got {array.dtype.name}")
+    if not array.nbytes:
+        return memoryview(b"")
+    return np.ascontiguousarray(array).reshape(-1).data.cast("B")
+
+
+def run() -> int:
+    """The socket's descriptor is the one argument."""
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        try:
+            return main(channel)
+        except OSError:
+            return 1  # the server has ended
+
+
+if __name__ == "__main__":
+    sys.exit(run())
