@@ -16,7 +16,7 @@ import numpy as np
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError
 
-Buffer = bytes | bytearray | memoryview | Array
+Buffer = bytes | bytearray | memoryview
 
 ALONE: Final = object()
 """The group of a call that shares its batch with none."""
@@ -26,8 +26,8 @@ class Call:
     """One request for a model. Belongs to the event loop's thread.
 
     What came: ``buffers`` and ``shapes``, one for each of the model's inputs in the model's order. A buffer holds the
-    elements row by row, in this machine's byte order. ``rows`` is the size of the batch dimension, 1 where the model has
-    none. Calls of one ``group`` fit into one batch; ``ALONE`` fits with none. A lower ``priority`` goes first;
+    elements row by row, in this machine's byte order. ``rows`` is the size of the batch dimension, 1 where the model
+    has none. Calls of one ``group`` fit into one batch; ``ALONE`` fits with none. A lower ``priority`` goes first;
     ``deadline_ns`` is the time, by ``time.perf_counter_ns``, after which nobody wants the answer, 0 for none.
 
     What became of it: ``result`` (an array for each of the model's outputs, in the model's order, whose first dimension
@@ -36,7 +36,8 @@ class Call:
 
     When: ``arrived_ns``, ``started_ns`` and ``ended_ns`` are when it came, its batch began to run, and had run.
     ``batch_rows`` is how many rows ran with it, ``why`` the reason for which that batch left when it did.
-    ``cached`` is set where the answer was remembered.
+    ``parts`` are what it was split into, where it has more rows than one batch takes.
+    ``cached`` is set where the answer was remembered, ``retried`` where its first batch failed.
     """
 
     __slots__ = (
@@ -51,8 +52,10 @@ class Call:
         "ended_ns",
         "fault",
         "group",
+        "parts",
         "priority",
         "result",
+        "retried",
         "rows",
         "shapes",
         "started_ns",
@@ -83,12 +86,16 @@ class Call:
         self.why = ""
         self.cached = False
         self.cancelled = False
+        self.retried = False
+        self.parts: Sequence[Call] = ()
         self.result: Sequence[Array] | None = None
         self.fault: Exception | None = None
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: it leaves before it is computed, where that has not begun."""
         self.cancelled = True
+        for part in self.parts:
+            part.cancel()
 
     def refuse(self, fault: Exception) -> None:
         """Answer with ``fault``."""

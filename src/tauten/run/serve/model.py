@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from time import perf_counter_ns
 from typing import Final, Self
 
 import numpy as np
@@ -12,20 +13,25 @@ from tauten.core.tensor import Arrays
 from tauten.errors import ArtifactError, EngineError, NotReady, TautenError
 from tauten.run.engines import load
 from tauten.run.engines.engine import Engine
+from tauten.run.serve.call import Call
+from tauten.run.serve.instances import make_instances
+from tauten.run.serve.schedulers import SCHEDULERS
 from tauten.run.serve.settings import ServeSettings, check_model_name
 from tauten.run.serve.statistics import Statistics
-from tauten.run.serve.worker import Outcome, Worker
+from tauten.run.serve.worker import Worker
 
 VERSION: Final = "1"
+_REPEATS: Final = 2
 
 
 class ServedModel:
     """An engine under a name. ``start`` makes it ready, ``stop`` ends that; both belong to one event loop.
 
-    ``max_batch`` is the largest batch that the model was made for; larger ones are computed too.
+    ``max_batch`` is the most rows that run at once; larger requests run in parts. Requests share batches where all
+    inputs and outputs have the batch first.
     """
 
-    def __init__(self, name: str, engine: Engine, *, platform: str = "tauten", max_batch: int = 1) -> None:
+    def __init__(self, name: str, engine: Engine, *, platform: str = "tauten", max_batch: int = 32) -> None:
         self.name = check_model_name(name)
         self.version = VERSION
         self.engine = engine
@@ -34,6 +40,8 @@ class ServedModel:
         self.platform = platform
         self.max_batch = max_batch
         self.statistics = Statistics()
+        self.row_ns: int | None = None
+        """What a call with one row takes, warm; measured by ``dry_run``."""
         self._worker: Worker | None = None
 
     @classmethod
@@ -59,7 +67,7 @@ class ServedModel:
         return model
 
     def dry_run(self) -> None:
-        """Run one request of zeros, so that a model that cannot run is found before anyone asks it.
+        """Run requests of zeros, so that a model that cannot run is found before anyone asks it, and time them.
 
         Raises ``EngineError``, also where the answer is not what the outputs' specs declare.
         """
@@ -72,8 +80,14 @@ class ServedModel:
                 if outputs[spec.name].dtype.name != spec.dtype:
                     raise EngineError(f"{spec.name}: expected dtype {spec.dtype}, got {outputs[spec.name].dtype.name}")
                 spec.sizes(outputs[spec.name].shape)
+            times = []
+            for _ in range(_REPEATS):
+                started = perf_counter_ns()
+                self.engine.run(zeros)
+                times.append(perf_counter_ns() - started)
         except TautenError as fault:
             raise EngineError(f"model {self.name!r} does not answer a request of zeros: {fault}") from fault
+        self.row_ns = min(times)
 
     @property
     def ready(self) -> bool:
@@ -81,13 +95,18 @@ class ServedModel:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a thread."""
+        """Requests that wait for an instance."""
         return self._worker.waiting if self._worker is not None else 0
 
     def start(self, settings: ServeSettings) -> None:
         """Take requests from now on, in the running event loop."""
+        scheduler = SCHEDULERS.get(settings.scheduler)(self.max_batch)
         self._worker = Worker(
-            self.engine, instances=settings.instances, queue=settings.queue, answer_s=settings.answer_s
+            make_instances(self.engine, settings, self.row_ns),
+            scheduler,
+            queue=settings.queue,
+            answer_s=settings.answer_s,
+            ran=self.statistics.executed,
         )
 
     def stop(self) -> None:
@@ -96,8 +115,9 @@ class ServedModel:
             self._worker.close()
             self._worker = None
 
-    async def infer(self, inputs: Arrays) -> Outcome:
-        """Outputs for ``inputs``. Raises what ``Worker.run`` raises, and ``NotReady`` before ``start``."""
+    def submit(self, call: Call) -> None:
+        """Answer ``call``, now or later, as ``Worker.submit`` does; ``NotReady`` before ``start``, after ``stop``."""
         if self._worker is None:
-            raise NotReady(f"model {self.name!r} is not ready")
-        return await self._worker.run(inputs)
+            call.refuse(NotReady(f"model {self.name!r} is not ready"))
+        else:
+            self._worker.submit(call)

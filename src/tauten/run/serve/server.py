@@ -40,7 +40,7 @@ class Server:
     def __init__(self, models: Iterable[ServedModel], settings: ServeSettings | None = None) -> None:
         self.settings = settings or ServeSettings()
         self._repository = Repository(models)
-        self._endpoints = Endpoints(self._repository, version("tauten"), self.settings.instances)
+        self._endpoints = Endpoints(self._repository, version("tauten"), self.settings)
         self._listener: asyncio.Server | None = None
         self._connections: Connections | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,14 +17,19 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 class ServeSettings(Value):
     """Where a server listens, how much it does at once and how long it waits.
 
-    ``port`` 0 lets the system choose. ``instances`` calls of an engine run at once, ``queue`` more wait; a request
-    beyond that is refused. ``answer_s`` bounds waiting and running of one request, ``drain_s`` how long a stopping
-    server finishes what is under way.
+    ``port`` 0 lets the system choose. ``instances`` batches run at once, ``queue`` requests more wait; a request beyond
+    that is refused. ``run_in`` is where they run: ``loop`` is the event loop, for one instance of a model that takes
+    less time than handing it to a thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the
+    batching policy; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds waiting and running of
+    one request, ``drain_s`` how long a stopping server finishes what is under way.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     instances: Annotated[int, Field(ge=1, le=256)] = 1
+    run_in: Literal["auto", "loop", "thread"] = "auto"
+    scheduler: Annotated[str, Field(min_length=1)] = "continuous"
+    exact_batches: bool = False
     queue: Annotated[int, Field(ge=0)] = 256
     answer_s: Seconds = 30.0
     drain_s: Seconds = 30.0

@@ -1,112 +1,204 @@
-"""What drives an engine: it owns the threads, the queue, the timeouts and the errors of one model."""
+"""What drives a model's instances: it owns the queue, the clock, the timers and the errors.
+
+::
+
+    submit(call) ── Scheduler.next ── Batch ── Balancer.pick ── Instance.run ── answered(call)
+                        └── the calls of one turn of the event loop gather before the first batch is made
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
+from typing import Final
 
-from tauten.core.tensor import Arrays
 from tauten.errors import NotReady, Overloaded
-from tauten.run.engines.engine import Engine
+from tauten.run.serve.call import ALONE, Batch, Call
+from tauten.run.serve.instance import Instance, InstanceLost
+from tauten.run.serve.scheduler import Scheduler
+from tauten.run.serve.split import split
 
 log = logging.getLogger("tauten.serve")
 
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Outputs by name, how long the request waited for a thread and how long the engine ran."""
-
-    outputs: Arrays
-    queue_ns: int
-    infer_ns: int
-
-
-class _Job:
-    __slots__ = ("future", "inputs", "queued_ns", "started")
-
-    def __init__(self, inputs: Arrays, future: asyncio.Future[Outcome]) -> None:
-        self.inputs = inputs
-        self.future = future
-        self.queued_ns = perf_counter_ns()
-        self.started = False
+_SWEEP_S: Final = 0.5
 
 
 class Worker:
-    """Runs ``instances`` calls of ``engine`` at once and lets ``queue`` more wait. Belongs to one event loop."""
+    """Runs calls on ``instances`` and lets ``queue`` wait. Belongs to one event loop, in whose thread it is called.
 
-    def __init__(self, engine: Engine, *, instances: int, queue: int, answer_s: float) -> None:
-        self.instances = instances
-        self._engine = engine
-        self._places = instances + queue
-        self._answer_s = answer_s
-        self._taken = 0
-        self._closed = False
+    Where an instance is idle, it takes what has arrived. A call with more rows than fit into a batch runs in parts.
+    Where a batch fails, each of its calls runs once more by itself, so that one that cannot work spoils no other's
+    answer. ``answer_s`` bounds the time from arrival to answer. ``ran`` is told of each batch: rows and nanoseconds.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Instance],
+        scheduler: Scheduler,
+        *,
+        queue: int,
+        answer_s: float,
+        ran: Callable[[int, int], None] = lambda rows, duration_ns: None,
+    ) -> None:
+        self._instances = instances
+        self._scheduler = scheduler
+        self._queue = queue
+        self._answer_ns = int(answer_s * 1e9)
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(instances, thread_name_prefix="tauten-engine")
+        self._running: dict[int, tuple[Batch, int]] = {}
+        self._due = False
+        self._wake: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._closed = False
+        self._tell = ran
+        for instance in instances:
+            instance.changed = self._soon
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a thread."""
-        return max(0, self._taken - self.instances)
+        """Calls that wait for an instance."""
+        return self._scheduler.waiting
 
-    async def run(self, inputs: Arrays) -> Outcome:
-        """Run ``inputs`` through the engine.
+    @property
+    def outstanding(self) -> int:
+        """Calls that run now."""
+        return sum(len(batch.calls) for batch, _ in self._running.values())
 
-        Raises ``InputError`` and ``EngineError`` as the engine does, ``Overloaded`` where the queue is full or the
-        wait in it was too long, ``NotReady`` where the worker is closed or the engine does not answer in time.
+    def submit(self, call: Call) -> None:
+        """Run ``call``; it is answered in the event loop, maybe before this returns.
+
+        Its fault is ``InputError`` or ``EngineError`` as the engine says, ``Overloaded`` where the queue is full or
+        the wait in it was too long, ``NotReady`` where the worker is closed or the engine does not answer in time.
         """
+        now = call.arrived_ns or perf_counter_ns()
+        call.arrived_ns = now
         if self._closed:
-            raise NotReady("the model is being unloaded")
-        if self._taken >= self._places:
-            raise Overloaded(f"the queue is full: {self._taken} requests are under way, try again later")
-        job = _Job(inputs, self._loop.create_future())
-        # A place is given back by the thread that took the job up, also where nobody waits for it any more.
-        self._threads.submit(self._compute, job)
-        self._taken += 1
-        timer = self._loop.call_later(self._answer_s, self._expire, job)
-        try:
-            return await job.future
-        finally:
-            timer.cancel()
+            call.refuse(NotReady("the model is being unloaded"))
+            return
+        scheduler = self._scheduler
+        if scheduler.waiting >= self._queue and (scheduler.waiting or not self._idle()):
+            call.refuse(Overloaded(f"the queue is full: {scheduler.waiting} requests wait, try again later"))
+            return
+        latest = now + self._answer_ns
+        if not call.deadline_ns or call.deadline_ns > latest:
+            call.deadline_ns = latest
+        if call.rows > scheduler.max_rows and call.group is not ALONE:
+            for part in split(call, scheduler.max_rows):
+                scheduler.submit(part, now)
+        else:
+            scheduler.submit(call, now)
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._dispatch)
+        if self._timer is None or call.deadline_ns < self._timer_ns:
+            self._look_at(call.deadline_ns, now)
 
     def close(self) -> None:
-        """Take no more; drop what waits. A call that runs now ends by itself, nobody can stop it."""
+        """Take no more and refuse what waits. A batch that runs now ends by itself."""
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        while isinstance(batch := self._scheduler.next(2**62), Batch):
+            for call in batch.calls:
+                call.refuse(NotReady("the model is being unloaded"))
+        for call in self._scheduler.expired(2**62):
+            call.refuse(NotReady("the model is being unloaded"))
+        if self._wake is not None:
+            self._wake.cancel()
+        for instance in self._instances:
+            instance.close()
 
-    def _compute(self, job: _Job) -> None:
-        """In a thread of the pool."""
-        result: Outcome | Exception | None = None
-        if not job.future.done():
-            job.started = True
-            started_ns = perf_counter_ns()
-            try:
-                outputs = self._engine(job.inputs)
-                result = Outcome(outputs, started_ns - job.queued_ns, perf_counter_ns() - started_ns)
-            except Exception as fault:  # noqa: BLE001 - handed to the one that awaits the job
-                result = fault
-        try:
-            self._loop.call_soon_threadsafe(self._settle, job, result)
-        except RuntimeError:
-            log.warning("an engine call ended after the server had stopped")
+    def _idle(self) -> Instance | None:
+        """An instance that has nothing to do."""
+        for instance in self._instances:
+            if not instance.outstanding and instance.healthy:
+                return instance
+        return None
 
-    def _settle(self, job: _Job, result: Outcome | Exception | None) -> None:
-        self._taken -= 1
-        if job.future.done():
-            return
-        if isinstance(result, Exception):
-            job.future.set_exception(result)
-        elif result is not None:
-            job.future.set_result(result)
+    def _soon(self) -> None:
+        if not self._due and not self._closed:
+            self._due = True
+            self._loop.call_soon(self._dispatch)
 
-    def _expire(self, job: _Job) -> None:
-        if job.future.done():
-            return
-        if job.started:
-            log.error("the engine has not answered within %g s", self._answer_s)
-            job.future.set_exception(NotReady(f"the model did not answer within {self._answer_s:g} seconds"))
+    def _dispatch(self) -> None:
+        """Hand batches to idle instances."""
+        self._due = False
+        scheduler = self._scheduler
+        while scheduler.waiting and (instance := self._idle()) is not None:
+            now = perf_counter_ns()
+            found = scheduler.next(now)
+            if found is None:
+                break
+            if isinstance(found, int):
+                if self._wake is not None:
+                    self._wake.cancel()
+                self._wake = self._loop.call_later(max(0, found - now) * 1e-9, self._soon)
+                break
+            self._running[id(found)] = (found, now)
+            instance.run(found, self._ran)
+            if instance.outstanding == 0:  # it ran in this thread: others first, so that what came meanwhile joins
+                if scheduler.waiting:
+                    self._soon()
+                break
+
+    def _ran(self, instance: Instance, batch: Batch, fault: Exception | None) -> None:
+        self._running.pop(id(batch), None)
+        calls = batch.calls
+        if fault is None:
+            duration_ns = calls[0].ended_ns - calls[0].started_ns
+            self._scheduler.ran(batch.rows, duration_ns)
+            self._tell(batch.rows, duration_ns)
+            for call in calls:
+                if not call.cancelled and call.fault is None:
+                    call.answered(call)
         else:
-            job.future.set_exception(Overloaded(f"waited {self._answer_s:g} seconds in the queue, try again later"))
+            self._failed(batch, fault)
+        if self._scheduler.waiting:
+            self._soon()
+
+    def _failed(self, batch: Batch, fault: Exception) -> None:
+        lost = isinstance(fault, InstanceLost)
+        for call in batch.calls:
+            if call.cancelled or call.fault is not None:
+                continue
+            if not call.retried and not self._closed and (lost or len(batch.calls) > 1):
+                call.retried = True
+                if not lost:
+                    call.group = ALONE  # not with those that may have spoilt it
+                self._scheduler.submit(call, perf_counter_ns())
+            else:
+                call.refuse(fault)
+
+    def _look_at(self, when_ns: int, now_ns: int) -> None:
+        """Look at deadlines at ``when_ns``, and at the latest in a while."""
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = min(max((when_ns - now_ns) * 1e-9, 0.001), _SWEEP_S)
+        self._timer_ns = now_ns + int(delay_s * 1e9)
+        self._timer = self._loop.call_later(delay_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Give up what nobody waits for any more."""
+        self._timer = None
+        now = perf_counter_ns()
+        for call in self._scheduler.expired(now):
+            waited_s = (now - call.arrived_ns) * 1e-9
+            call.refuse(Overloaded(f"waited {waited_s:.3g} seconds in the queue, which is too long: try again later"))
+        nearest = now + int(_SWEEP_S * 1e9)
+        for batch, started in self._running.values():
+            late = started + self._answer_ns <= now
+            for call in batch.calls:
+                if call.cancelled or call.fault is not None:
+                    continue
+                if late or call.deadline_ns <= now:
+                    if late:
+                        log.error("the engine has not answered within %g s", self._answer_ns * 1e-9)
+                    waited_s = (now - call.arrived_ns) * 1e-9
+                    call.refuse(NotReady(f"the model did not answer within {waited_s:.3g} seconds"))
+                else:
+                    nearest = min(nearest, call.deadline_ns)
+        if self._scheduler.waiting or self._running:
+            self._look_at(nearest, now)

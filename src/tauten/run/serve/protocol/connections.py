@@ -6,6 +6,8 @@ import asyncio
 from email.utils import formatdate
 from typing import Final, Protocol
 
+from tauten.run.serve.protocol.heads import Heads
+
 _SWEEP_S: Final = 0.5
 
 
@@ -31,6 +33,7 @@ class Connections:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.date_line = b""
+        self.heads = Heads()
         self._open: set[Connection] = set()
         self._draining = False
         self._all_closed = asyncio.Event()

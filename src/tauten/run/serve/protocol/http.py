@@ -10,22 +10,34 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Final, Protocol, cast
 
 import httptools
 
 from tauten.run.serve.protocol.connections import Connections
+from tauten.run.serve.protocol.heads import Heads
 from tauten.run.serve.protocol.limits import Limits
-from tauten.run.serve.protocol.messages import Request, Response, error_response
+from tauten.run.serve.protocol.messages import Head, Request, Response, error_response, size_of
 
-Handler = Callable[[Request], Response | Coroutine[Any, Any, Response]]
-"""Answers a request at once or later. What it raises becomes a 500."""
+Respond = Callable[[Response], None]
+
+
+class Ticket(Protocol):
+    """A request that will be answered later. Once cancelled it is not answered any more."""
+
+    def cancel(self) -> object: ...
+
+
+Handler = Callable[[Request, Respond], Ticket | None]
+"""Answers a request once, before it returns or later; what it raises in place of an answer becomes a 500."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE: Final = b"Connection: close\r\n"
 _KEEP: Final = b"Connection: keep-alive\r\n"
+_HEAD_END: Final = b"\r\n\r\n"
+_REPEATED_BYTES: Final = 2048
+_ONE_PIECE: Final = 64 * 2**10
 _LINGER_S: Final = 2.0
 
 log = logging.getLogger("tauten.serve")
@@ -45,11 +57,16 @@ class HttpConnection(asyncio.Protocol):
         self._handler = handler
         self._limits = limits
         self._connections = connections
+        self._heads: Heads = connections.heads
         self._loop = connections.loop
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._waiting: deque[Request | Response] = deque()  # a response here is a refusal, the last thing sent
-        self._task: asyncio.Task[Response] | None = None
+        self._current: Request | None = None  # what is being answered
+        self._ticket: Ticket | None = None
+        self._advancing = False
+        self._previous = b""  # the last head, where it came whole at the beginning of what was read
+        self._parsed: Head | None = None
         self._refusal: Response | None = None
         self._receiving = False
         self._deaf = False  # what still comes is not read as requests
@@ -74,14 +91,29 @@ class HttpConnection(asyncio.Protocol):
         self._lost = self._deaf = True
         self._connections.discard(self)
         self._waiting.clear()
-        if self._task is not None:
-            self._task.cancel()
+        if self._ticket is not None:
+            self._ticket.cancel()
+            self._ticket = None
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        fresh = not self._receiving and self._current is None and not self._waiting and not self._last
+        end = data.find(_HEAD_END) + 4 if fresh else 0
+        if end > 4:
+            head = self._heads.get(data[:end])
+            if head is not None and len(data) - end == (head.length or 0):
+                self._waiting.append(Request(head, data[end:]))
+                self._advance()
+                return
         self._quiet_bytes += len(data)
+        self._parsed = None
         self._feed(data)
+        if end > 4 and self._parsed is not None and len(data) - end == (self._parsed.length or 0):
+            # A head is learned when it comes twice, so that those which change cost nothing more.
+            if data[:end] == self._previous:
+                self._heads.learn(self._previous, self._parsed)
+            self._previous = data[:end] if end <= _REPEATED_BYTES else b""
         if self._receiving and self._quiet_bytes > self._limits.max_head_bytes and not self._deaf:
             self._refuse(431, f"expected at most {self._limits.max_head_bytes} bytes of headers")
         self._advance()
@@ -90,7 +122,7 @@ class HttpConnection(asyncio.Protocol):
         """The client will send no more; it may still read what it asked for."""
         self._deaf = self._last = True
         self._receiving = False
-        if self._lingering or not (self._task or self._waiting):
+        if self._lingering or not (self._current or self._waiting):
             return False
         self.read_deadline = math.inf
         return True
@@ -148,16 +180,14 @@ class HttpConnection(asyncio.Protocol):
         keep_alive = self._parser.should_keep_alive()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
-        self._waiting.append(
-            Request(
-                self._parser.get_method(),
-                self._target,
-                self._headers,
-                body,
-                keep_alive,
-                self._parser.get_http_version() == "1.0",
-            )
+        self._parsed = Head(
+            self._parser.get_method(),
+            self._target,
+            self._headers,
+            keep_alive,
+            self._parser.get_http_version() == "1.0",
         )
+        self._waiting.append(Request(self._parsed, body))
         if self._last or not keep_alive:
             self._deaf = self._last = True
 
@@ -220,54 +250,61 @@ class HttpConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Answer what waits, as far as the order and the client's reading allow."""
-        while self._waiting and self._task is None and self._writable and not self._lost:
+        self._advancing = True
+        while self._waiting and self._current is None and self._writable and not self._lost:
             item = self._waiting.popleft()
             if isinstance(item, Response):
+                self._advancing = False
                 self._write(item, None)
                 self._linger()
                 return
+            self._current = item
             try:
-                answer = self._handler(item)
+                ticket = self._handler(item, self._respond)
             except Exception as fault:  # noqa: BLE001 - a fault in one answer must not end the connection; it is logged
-                answer = self._failed(item, fault)
-            if isinstance(answer, Response):
-                self._write(answer, item)
-            else:
+                self._respond(self._failed(item, fault))
+                continue
+            if self._current is not None:
+                self._ticket = ticket
                 if not self._receiving:
                     self.read_deadline = math.inf
-                self._task = self._loop.create_task(answer)
-                self._task.add_done_callback(partial(self._answered, item))
+        self._advancing = False
         if self._lost:
             return
-        self._read_or_pause()
-        if self._continue_due and self._task is None and not self._waiting:
+        if self._waiting or not self._reading:
+            self._read_or_pause()
+        if self._continue_due and self._current is None and not self._waiting:
             self._continue_due = False
             self._transport.write(_CONTINUE)
-        self._close_when_idle()
+        if self._last:
+            self._close_when_idle()
 
-    def _answered(self, request: Request, task: asyncio.Task[Response]) -> None:
-        self._task = None
-        if task.cancelled():
-            self._transport.abort()
+    def _respond(self, response: Response) -> None:
+        """The answer to the current request."""
+        request = self._current
+        if request is None or self._lost:
             return
-        fault = task.exception()
-        response = task.result() if fault is None else self._failed(request, fault)
-        if not self._lost:
-            self._write(response, request)
+        self._current = self._ticket = None
+        self._write(response, request)
+        if not self._advancing and (self._waiting or self._last or self._continue_due or not self._reading):
             self._advance()
 
     def _failed(self, request: Request, fault: BaseException) -> Response:
-        log.error("%s %r failed", request.method.decode(), request.target.decode("latin-1"), exc_info=fault)
+        head = request.head
+        log.error("%s %r failed", head.method.decode(), head.target.decode("latin-1"), exc_info=fault)
         return error_response(500, "internal error: the server's log has the details")
 
     def _write(self, response: Response, request: Request | None) -> None:
         close = request is None or (self._last and not self._waiting and not self._receiving)
-        connection = _CLOSE if close else _KEEP if request is not None and request.old else b""
+        connection = _CLOSE if close else _KEEP if request is not None and request.head.old else b""
         head = response.head(self._connections.date_line, connection)
-        if request is not None and request.method == b"HEAD":
+        if request is not None and request.head.method == b"HEAD":
             self._transport.write(head)
+        elif response.fixed or size_of(response.body) <= _ONE_PIECE:
+            # One write: a message in one piece costs one call of the system and one wake-up of the client.
+            self._transport.write(b"".join((head, *response.body)))
         else:
-            self._transport.writelines([head, *response.body])
+            self._transport.writelines([head, *(memoryview(part).cast("B") for part in response.body)])
         if not self._receiving:
             self.read_deadline = self._loop.time() + self._limits.idle_s
 
@@ -286,7 +323,7 @@ class HttpConnection(asyncio.Protocol):
             self.read_deadline = self._loop.time() + self._limits.receive_s
 
     def _close_when_idle(self) -> None:
-        busy = self._task is not None or self._waiting or self._receiving or self._lingering
+        busy = self._current is not None or self._waiting or self._receiving or self._lingering
         if self._last and not busy:
             self._close()
 

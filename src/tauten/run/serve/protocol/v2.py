@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import orjson
 
-from tauten.core.tensor import Array, Arrays, TensorSpec
+from tauten.core.tensor import Array, Arrays
 from tauten.errors import InputError, ServeError
 from tauten.run.serve.protocol.datatypes import (
     DATATYPES,
     from_bytes,
     from_json,
-    item_bytes,
     json_ready,
     to_bytes,
 )
@@ -32,18 +32,6 @@ _UNSUPPORTED: Final = ("shared_memory_region", "shared_memory_offset", "shared_m
 _NUMPY_TYPES: Final = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """What a client asks: inputs by name, and the outputs it wants, each with whether as bytes.
-
-    ``id`` is answered as it came. ``outputs`` is in the order of the answer.
-    """
-
-    inputs: Arrays
-    outputs: dict[str, bool]
-    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +55,6 @@ class Message:
     def length(self) -> int:
         """Bytes of all parts."""
         return sum(len(part) for part in self.parts)
-
-
-def decode_request(
-    body: Buffer, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> InferRequest:
-    """The request in ``body`` for a model with these specs.
-
-    Raises ``InputError`` that says what was expected and what came, and nothing else, whatever the bytes.
-    """
-    data = memoryview(body)
-    if header_length == 0:
-        return _decode_raw(data, inputs, outputs)
-    document, rest = _split(data, header_length)
-    request_id = document.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise InputError(f"expected 'id' to be a string, got {_kind(request_id)}")
-    arrays = _decode_inputs(_objects(document, "inputs"), rest, {spec.name: spec for spec in inputs})
-    as_bytes = _flag(_parameters(document, "request"), "binary_data_output", False)
-    chosen = _choose_outputs(document, [spec.name for spec in outputs], as_bytes)
-    return InferRequest(arrays, chosen, request_id)
 
 
 def encode_request(
@@ -118,16 +86,16 @@ def encode_response(response: InferResponse, as_bytes: Mapping[str, bool]) -> Me
 def decode_response(body: Buffer, header_length: int | None) -> InferResponse:
     """The response in ``body``. Raises ``ServeError`` where it is none, or says that the request failed."""
     try:
-        document, rest = _split(memoryview(body), header_length)
+        document, rest = split(memoryview(body), header_length)
         if "error" in document:
             raise ServeError(f"the server refused: {document['error']}")
-        tensors = _Cursor(rest)
+        tensors = Cursor(rest)
         outputs: Arrays = {}
-        for entry in _objects(document, "outputs"):
-            name, datatype = _string(entry, "name", "an output"), _string(entry, "datatype", "an output")
+        for entry in objects(document, "outputs"):
+            name, datatype = string(entry, "name", "an output"), string(entry, "datatype", "an output")
             if datatype not in _NUMPY_TYPES:
                 raise InputError(f"output {name}: unknown datatype {datatype!r:.80}")
-            outputs[name] = _decode_data(entry, name, _NUMPY_TYPES[datatype], _shape(entry, name), tensors)
+            outputs[name] = decode_data(entry, name, _NUMPY_TYPES[datatype], shape_of(entry, name), tensors)
         tensors.expect_end()
     except InputError as fault:
         raise ServeError(f"expected an inference response: {fault}") from None
@@ -136,112 +104,62 @@ def decode_response(body: Buffer, header_length: int | None) -> InferResponse:
     )
 
 
-class _Cursor:
+class Cursor:
     """The raw tensors behind the JSON, taken one after the other."""
 
-    __slots__ = ("_at", "_data")
+    __slots__ = ("_data", "at")
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
-        self._at = 0
+        self.at = 0
 
     def take(self, name: str, size: int) -> memoryview:
-        left = len(self._data) - self._at
+        left = len(self._data) - self.at
         if size > left:
             raise InputError(f"{name}: expected {size} bytes of binary data (binary_data_size), only {left} came")
-        self._at += size
-        return self._data[self._at - size : self._at]
+        self.at += size
+        return self._data[self.at - size : self.at]
 
     def expect_end(self) -> None:
-        left = len(self._data) - self._at
+        left = len(self._data) - self.at
         if left:
             raise InputError(f"{left} bytes of binary data are left that no binary_data_size claims")
 
 
-def _decode_inputs(entries: list[dict[str, Any]], rest: memoryview, specs: dict[str, TensorSpec]) -> Arrays:
-    tensors = _Cursor(rest)
-    arrays: Arrays = {}
-    for entry in entries:
-        name = _string(entry, "name", "an input")
-        spec = specs.get(name)
-        if spec is None:
-            raise InputError(f"no input named {name!r:.80}: expected {list(specs)}")
-        if name in arrays:
-            raise InputError(f"input {name!r} came twice")
-        expected = DATATYPES[spec.dtype]
-        datatype = _string(entry, "datatype", name)
-        if datatype != expected:
-            raise InputError(f"{name}: expected datatype {expected}, got {datatype!r:.80}")
-        shape = _shape(entry, name)
-        _check_shape(spec, shape)
-        arrays[name] = _decode_data(entry, name, spec.dtype, shape, tensors)
-    tensors.expect_end()
-    if len(arrays) != len(specs):
-        raise InputError(f"expected inputs {list(specs)}, got {list(arrays)}")
-    return arrays
-
-
-def _decode_data(entry: dict[str, Any], name: str, dtype: str, shape: list[int], tensors: _Cursor) -> Array:
-    parameters = _parameters(entry, name)
+def decode_data(entry: dict[str, Any], name: str, dtype: str, shape: Sequence[int], tensors: Cursor) -> Array:
+    """The elements of one tensor: from its JSON, read already or not, or from the next of the raw ones."""
+    parameters = parameters_of(entry, name)
     size = parameters.get("binary_data_size")
     if size is None:
         if "data" not in entry:
             raise InputError(f"{name}: expected 'data' or the parameter 'binary_data_size', got neither")
-        return from_json(name, dtype, shape, entry["data"])
+        data = entry["data"]
+        return data if isinstance(data, np.ndarray) else from_json(name, dtype, shape, data)
     if "data" in entry:
         raise InputError(f"{name}: expected 'data' or the parameter 'binary_data_size', got both")
     if type(size) is not int or size < 0:
-        raise InputError(f"{name}: expected 'binary_data_size' to be a count of bytes, got {_kind(size)}")
+        raise InputError(f"{name}: expected 'binary_data_size' to be a count of bytes, got {kind(size)}")
     return from_bytes(name, dtype, shape, tensors.take(name, size))
 
 
-def _decode_raw(data: memoryview, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> InferRequest:
-    """Raw mode: no JSON, the body is the one input; its shape follows from its length. Answered as bytes."""
-    if len(inputs) != 1:
-        raise InputError(f"{HEADER_LENGTH}: 0 needs a model of one input, this one has {len(inputs)}")
-    spec = inputs[0]
-    shape = [1 if isinstance(dim, str) else dim for dim in spec.shape]
-    open_axes = [axis for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
-    if len(open_axes) > 1:
-        raise InputError(f"{HEADER_LENGTH}: 0 needs at most one variable dimension, the model has {spec.shape_text}")
-    row = item_bytes(spec.dtype)
-    for dim in shape:
-        row *= dim
-    if open_axes and row:
-        rows, odd = divmod(len(data), row)
-        if odd or not rows:
-            raise InputError(f"{spec.name}: expected a multiple of {row} bytes, got {len(data)}")
-        shape[open_axes[0]] = rows
-    return InferRequest(
-        {spec.name: from_bytes(spec.name, spec.dtype, shape, data)}, dict.fromkeys((o.name for o in outputs), True)
-    )
-
-
-def _choose_outputs(document: dict[str, Any], names: list[str], as_bytes: bool) -> dict[str, bool]:
+def choose_outputs(document: dict[str, Any], names: list[str], as_bytes: bool) -> dict[str, bool]:
     if not document.get("outputs"):
         return dict.fromkeys(names, as_bytes)
     chosen: dict[str, bool] = {}
-    for entry in _objects(document, "outputs"):
-        name = _string(entry, "name", "an output")
+    for entry in objects(document, "outputs"):
+        name = string(entry, "name", "an output")
         if name not in names:
             raise InputError(f"no output named {name!r:.80}: expected some of {names}")
         if name in chosen:
             raise InputError(f"output {name!r} was asked for twice")
-        chosen[name] = _flag(_parameters(entry, name), "binary_data", as_bytes)
+        chosen[name] = flag(parameters_of(entry, name), "binary_data", as_bytes)
     return chosen
 
 
-def _check_shape(spec: TensorSpec, shape: list[int]) -> None:
-    """Hold ``shape`` against ``spec`` before anything is allocated; a variable dimension is at least 1."""
-    for name, size in spec.sizes(shape).items():
-        if size < 1:
-            raise InputError(f"{spec.name}: expected dimension {name!r} to be at least 1, got shape {shape}")
-
-
-def _shape(entry: dict[str, Any], name: str) -> list[int]:
+def shape_of(entry: dict[str, Any], name: str) -> list[int]:
     shape = entry.get("shape")
     if not isinstance(shape, list):
-        raise InputError(f"{name}: expected 'shape' to be a list of integers, got {_kind(shape)}")
+        raise InputError(f"{name}: expected 'shape' to be a list of integers, got {kind(shape)}")
     if len(shape) > 64:
         raise InputError(f"{name}: expected a shape of at most 64 dimensions, got {len(shape)}")
     for dim in shape:
@@ -250,7 +168,7 @@ def _shape(entry: dict[str, Any], name: str) -> list[int]:
     return shape
 
 
-def _split(data: memoryview, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
+def split(data: memoryview, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
     """The JSON object at the start of ``data``, and the raw tensors behind it."""
     if header_length is not None and not 0 <= header_length <= len(data):
         raise InputError(f"{HEADER_LENGTH}: expected 0 to {len(data)}, the bytes of the body, got {header_length}")
@@ -261,53 +179,53 @@ def _split(data: memoryview, header_length: int | None) -> tuple[dict[str, Any],
         hint = "" if header_length is not None else f" (with raw tensors behind it, {HEADER_LENGTH} is needed)"
         raise InputError(f"expected a JSON object{hint}: {fault}") from None
     if not isinstance(document, dict):
-        raise InputError(f"expected a JSON object, got {_kind(document)}")
+        raise InputError(f"expected a JSON object, got {kind(document)}")
     return document, data[len(head) :]
 
 
-def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
     entries = document.get(key)
     if not isinstance(entries, list):
-        raise InputError(f"expected '{key}' to be a list of objects, got {_kind(entries)}")
+        raise InputError(f"expected '{key}' to be a list of objects, got {kind(entries)}")
     for entry in entries:
         if not isinstance(entry, dict):
-            raise InputError(f"expected '{key}' to be a list of objects, got {_kind(entry)} in it")
+            raise InputError(f"expected '{key}' to be a list of objects, got {kind(entry)} in it")
     return entries
 
 
-def _string(entry: dict[str, Any], key: str, owner: str) -> str:
+def string(entry: dict[str, Any], key: str, owner: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str):
-        raise InputError(f"{owner}: expected '{key}' to be a string, got {_kind(value)}")
+        raise InputError(f"{owner}: expected '{key}' to be a string, got {kind(value)}")
     return value
 
 
-def _parameters(entry: dict[str, Any], owner: str) -> dict[str, Any]:
+def parameters_of(entry: dict[str, Any], owner: str) -> dict[str, Any]:
     parameters = entry.get("parameters")
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise InputError(f"{owner}: expected 'parameters' to be an object, got {_kind(parameters)}")
+        raise InputError(f"{owner}: expected 'parameters' to be an object, got {kind(parameters)}")
     for name in _UNSUPPORTED:
         if name in parameters:
             raise InputError(f"{owner}: the parameter '{name}' belongs to an extension that this server does not have")
     return parameters
 
 
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+def flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise InputError(f"expected the parameter '{name}' to be true or false, got {_kind(value)}")
+        raise InputError(f"expected the parameter '{name}' to be true or false, got {kind(value)}")
     return value
 
 
-def _kind(value: object) -> str:
+def kind(value: object) -> str:
     """What JSON calls a value that came, and the value where it is short."""
     if value is None:
         return "nothing"
     names = {dict: "an object", list: "a list", str: "the string", bool: "the truth value"}
-    kind = names.get(type(value), "the number")
-    return kind if isinstance(value, dict | list) else f"{kind} {value!r:.80}"
+    word = names.get(type(value), "the number")
+    return word if isinstance(value, dict | list) else f"{word} {value!r:.80}"
 
 
 def _encode_tensors(
