@@ -16,7 +16,7 @@ import numpy as np
 from bench.serving.environments import python
 from bench.serving.generator import load
 from bench.serving.models import FOLDER, Served, nothing, rows, served, write_requests
-from bench.serving.plan import RAW, WARMUP_S, Point, Visit, foretold_s, order
+from bench.serving.plan import RAW, SLOWER, WARMUP_S, Point, Visit, foretold_s, order
 from bench.serving.process import CLIENT_CORE, Running, exchange, free_port, processor_seconds
 from bench.serving.servers import PEERS, SERVERS, Server
 from tauten.core.tensor import Array
@@ -111,7 +111,7 @@ def _visit(name: str, points: Sequence[Point], index: int, seconds: float) -> li
     command = server.command(python(server.environment), model, port)
     log = FOLDER / "logs" / f"{name}-{model.name}.log"
     found = []
-    with Running(command, server.variables(model, port), port, answers, log, server.cores) as running:
+    with Running(command, server.variables(model, port, points[0]), port, answers, log, server.cores) as running:
         ready = {"ready_s": running.ready_s, "pss_mb": running.pss_mb()}
         for point in points:
             requests = write_requests(
@@ -128,7 +128,12 @@ def _loaded(running: Running, server: Server, point: Point, requests: Path, seco
     pids = running.pids()
     machine, own, family = processor_seconds(), _children_s(), _used_s(pids)
     shares = str(CLIENT_CORE) in server.cores
+    seconds *= SLOWER if point.slow else 1
     figures = load(running.port, requests, point.connections, seconds, WARMUP_S, point.rate, seed, pids, wait=shares)
+    if point.slow and figures["mean_ms"] and not figures["errors"]:
+        # The time holds a few bursts of answers, and the edges cut one: the rate is told without edges by what was
+        # under way over the mean latency (Little, 1961).
+        figures["req_s"] = point.connections / figures["mean_ms"] * 1000
     after = processor_seconds()
     others = after["busy"] - machine["busy"] - (_children_s() - own) - (_used_s(pids) - family)
     return {**figures, "others_s": round(others, 3), "stolen_s": round(after["stolen"] - machine["stolen"], 3)}
@@ -137,7 +142,8 @@ def _loaded(running: Running, server: Server, point: Point, requests: Path, seco
 def _raw(point: Point, index: int, seconds: float) -> Record:
     model = model_of(point)
     command = ["taskset", "-c", "0", str(python("granian")), str(PEERS / "raw_loop.py"), str(model.samples.absolute())]
-    command += [str(point.batch), str(min(1.0, seconds / 2)), str(seconds / 2)]
+    seconds *= SLOWER if point.slow else 1
+    command += [str(point.batch), str(min(1.0, seconds)), str(seconds)]
     variables = {"BENCH_ONNX": str(model.onnx.absolute()), "PYTHONPATH": str(PEERS)}
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
