@@ -19,8 +19,12 @@ from bench._results import write
 
 COMMAND = "python -m bench.compression"
 PARTS = ("lenet", "cnn", "minilm", "codec")
-SEEDS = (0, 1, 2)
-NETS = {"lenet_300_100": "LeNet-300-100", "lenet_5": "LeNet-5"}
+NETS = {
+    "lenet_300_100": ("LeNet-300-100, MNIST", 266_610),
+    "lenet_5": ("LeNet-5, MNIST", 431_080),
+    "larger_cnn": ("a larger CNN, Fashion-MNIST", 993_362),
+}
+"""Names and parameters."""
 
 
 def main() -> None:
@@ -32,13 +36,12 @@ def main() -> None:
 
 def collect() -> None:
     """The figures file, from what the parts left."""
-    found = {part: json.loads(_left(part).read_text()) for part in PARTS if _left(part).is_file()}
-    figures: dict[str, Any] = dict(found.get("lenet", {}))
+    figures: dict[str, Any] = json.loads(_left("lenet").read_text()) if _left("lenet").is_file() else {}
     for part, name in (("cnn", "larger_cnn"), ("minilm", "minilm"), ("codec", "codec"), ("fuzz", "fuzz")):
         if _left(part).is_file():
             document = json.loads(_left(part).read_text())
             figures[name] = document.get(name, document)
-    write("compression", COMMAND, SEEDS, figures)
+    write("compression", COMMAND, (), figures)
 
 
 def _left(part: str) -> Path:
@@ -46,24 +49,28 @@ def _left(part: str) -> Path:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """What there is of: the LeNets, the sentence encoder, the coder's speed, and hostile bytes."""
-    parts = [make(figures) for make in (_lenets, _encoder, _speed, _hostile)]
+    """What there is of: networks that were trained, the sentence encoder, the coder's speed, and hostile bytes."""
+    parts = [make(figures) for make in (_trained, _encoder, _speed, _hostile)]
     return "\n\n".join(part for part in parts if part)
 
 
-def _lenets(figures: dict[str, Any]) -> str:
+def _trained(figures: dict[str, Any]) -> str:
     nets = {name: figures[name] for name in NETS if name in figures}
     if not nets:
         return ""
-    lines = ["| | " + " | ".join(NETS[name] for name in nets) + " |", "|---" * (len(nets) + 1) + "|"]
+    lines = ["| | " + " | ".join(NETS[name][0] for name in nets) + " |", "|---" * (len(nets) + 1) + "|"]
+    lines.append("| float32, bytes | " + " | ".join(f"{4 * NETS[name][1]:,}" for name in nets) + " |")
 
     def row(label: str, tell: Callable[[dict[str, Any]], str]) -> None:
         lines.append(f"| {label} | " + " | ".join(tell(net) for net in nets.values()) + " |")
 
     def spread(key: str, digits: int) -> Callable[[dict[str, Any]], str]:
-        return lambda net: f"{net[key]:,.{digits}f} (spread {net[f'{key}_spread']:,.{digits}f})"
+        def tell(net: dict[str, Any]) -> str:
+            between = f" (spread {net[f'{key}_spread']:,.{digits}f})" if len(net["seeds"]) > 1 else ""
+            return f"{net[key]:,.{digits}f}{between}"
 
-    row("float32, bytes", lambda net: f"{net['coders']['float32']:,.0f}")
+        return tell
+
     row("**file, bytes**", spread("bytes", 0))
     row("**times smaller**", spread("ratio", 0))
     row("test error, %", spread("test_error", 2))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,12 +102,17 @@ def _plain_table(figures: dict[str, Any]) -> str:
 def _beside(document: dict[str, Any]) -> str:
     where = document["environment"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "onnxruntime", "numpy") if name in where)
-    seeds = document["seeds"]
-    told = f"seed {seeds[0]}, one run"
-    if len(seeds) > 1:
-        told = f"seeds {', '.join(map(str, seeds))}; median, with least and greatest in brackets"
     machine = f"{where['cpu']}, {where['cores']} cores, Python {where['python']}, {versions}"
-    return f"\n`{document['command']}`, {document['created'][:10]}; {told}; {machine}.\n"
+    return f"\n`{document['command']}`, {document['created'][:10]}; {_seeds(document['seeds'])}{machine}.\n"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Nothing where there are none: the table itself tells what each of its rows is of."""
+    if not seeds:
+        return ""
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}, one run; "
+    return f"seeds {', '.join(map(str, seeds))}; median, with least and greatest in brackets; "
 
 
 def _ratio(figure: dict[str, Any]) -> str:
