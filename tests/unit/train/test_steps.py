@@ -1,4 +1,4 @@
-"""Accumulation, recomputation and early stopping."""
+"""Steps, accumulation, recomputation and early stopping."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import tauten
 from tauten.errors import ConfigError
 from tauten.make.model.fit import labelled
 from tauten.make.model.train import Trained, Trainer, Training
+from tauten.make.model.training.processes import Processes
 from tauten.make.model.training.recompute import find_blocks, recomputing
+from tauten.make.model.training.stepper import Stepper
 from tauten.testing.tiny import residual_task
 from tests.unit.train.problems import CLASSES, FEATURES, classify, clouds, in_batches
 
@@ -171,3 +173,33 @@ def test_settings_that_cannot_be_are_refused(fields: dict[str, Any]) -> None:
 def test_the_peak_of_memory_is_told() -> None:
     peak = train(classify(), plain()).peak_mib
     assert peak is None or peak > 1
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_moments_from_a_checkpoint_are_those_of_the_same_weights(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    kernel, gradients = torch.randn(8, 4, 3, 3), torch.randn(3, 8, 4, 3, 3)
+
+    def stepper(value: torch.Tensor) -> tuple[nn.Parameter, Stepper]:
+        one = nn.Parameter(value.clone(memory_format=layout))
+        return one, Stepper([one], Training(epochs=1), Processes(), [])
+
+    def step(one: nn.Parameter, by: Stepper, gradient: torch.Tensor) -> None:
+        by.add((one * gradient).sum(), 1)
+        by.step(1e-2, "here")
+
+    straight, by = stepper(kernel)
+    for gradient in gradients[:2]:
+        step(straight, by, gradient)
+    kept = {name: tensor.contiguous().clone() for name, tensor in by.tensors().items()}
+    resumed, other = stepper(straight.detach())
+    other.load(kept, by.numbers())
+    step(straight, by, gradients[2])
+    step(resumed, other, gradients[2])
+    assert torch.equal(straight, resumed)
+    plain = nn.Parameter(kernel.clone())
+    expected = torch.optim.AdamW([plain], lr=1e-2, weight_decay=Training(epochs=1).weight_decay)
+    for gradient in gradients:
+        plain.grad = gradient / max(1.0, float(gradient.norm()) + 1e-6)
+        expected.step()
+    assert torch.allclose(straight, plain, atol=1e-6)

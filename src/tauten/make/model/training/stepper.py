@@ -30,7 +30,8 @@ class Stepper:
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self._optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
+        # All of a step in one walk over memory: on a processor several times as fast as PyTorch's default.
+        self._optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=_fusible(parameters))
         self._scaler = torch.amp.GradScaler(parameters[0].device.type, enabled=training.precision == "float16")
         self.hold_zeros()
 
@@ -75,14 +76,22 @@ class Stepper:
     def load(self, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         """What ``tensors`` and ``numbers`` gave."""
         document = self._optimizer.state_dict()
+        ordered = [one for group in self._optimizer.param_groups for one in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for key, value in tensors.items():
             index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
+            # A checkpoint's numbers lie row by row, a kernel's with its channels side by side do not.
+            lying = value if name == "step" else torch.empty_like(ordered[int(index)]).copy_(value)
+            state.setdefault(int(index), {})[name] = lying
         self._optimizer.load_state_dict({**document, "state": state})
         if numbers:
             self._scaler.load_state_dict(numbers)
         self.hold_zeros()
+
+
+def _fusible(parameters: list[nn.Parameter]) -> bool:
+    """Whether one kernel may step them: it walks memory as it lies, where gradients and moments must lie alike."""
+    return all(one.device.type == "cpu" and torch.empty_like(one).stride() == one.stride() for one in parameters)
 
 
 def check_finite(value: float, what: str, where: str, rate: float) -> None:
