@@ -20,7 +20,14 @@ from tauten.errors import EngineError, InputError, TautenError
 from tauten.run.serve.instances._process_wire import receive, send
 from tauten.run.serve.protocol.elements import BYTES, BytesSpec
 
-_PROGRAM: Final = "tauten.run.serve.instances._process_main"
+# It keeps to its cores before anything is imported: libraries start threads then, which stay where they are.
+_PROGRAM: Final = """
+import os, sys
+if sys.argv[2:]:
+    os.sched_setaffinity(0, map(int, sys.argv[2:]))
+from tauten.run.serve.instances._process_main import run
+sys.exit(run())
+"""
 
 
 class ProcessSettings(Value):
@@ -60,7 +67,7 @@ class Child:
             # -P: a file in the working directory must not shadow a module. A session of its own: Ctrl-C reaches the
             # server alone. What it prints goes to standard error, since the server's output is read by others.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), *map(str, settings.cores)],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
                 pass_fds=[theirs.fileno()],
@@ -72,18 +79,22 @@ class Child:
             send(self.channel, json.dumps({**settings.to_json(), "parent": os.getpid()}).encode())
 
     def wait_ready(self, seconds: float) -> Specs:
-        """Wait until it answers. Raises ``EngineError`` where it cannot load, ends, or takes too long."""
+        """Wait until it answers. Raises ``EngineError`` where it cannot load, ends or takes too long, and ends it."""
         self.channel.settimeout(seconds)
         try:
             data, _ = receive(self.channel)
-        except TimeoutError:
-            raise EngineError(f"the worker process was not ready within {seconds:g} seconds") from None
+            if data:
+                return read_ready(data)
         except ConnectionResetError:
-            data = b""
-        if not data:
+            pass
+        except (TimeoutError, EngineError) as fault:
             self.kill()
-            raise EngineError(f"the worker process {self.reap()} before it was ready")
-        return read_ready(data)
+            self.reap()
+            if isinstance(fault, EngineError):
+                raise
+            raise EngineError(f"the worker process was not ready within {seconds:g} seconds") from None
+        self.kill()
+        raise EngineError(f"the worker process {self.reap()} before it was ready")
 
     def kill(self) -> None:
         """End it at once, whatever it does. It can be reaped soon."""

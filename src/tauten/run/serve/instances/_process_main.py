@@ -34,9 +34,6 @@ def main(channel: socket.socket) -> int:
     # Ctrl-C and SIGTERM may reach a whole group of processes: the server decides when its workers end.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    if settings["cores"]:
-        # Before anything is loaded: threads that are started later keep to the same cores.
-        os.sched_setaffinity(0, settings["cores"])
     try:
         engine = _load(settings)
     except Exception as fault:  # noqa: BLE001 - told to the server, which says it
@@ -147,13 +144,9 @@ def _wire_form(spec: TensorSpec, outputs: Mapping[str, Array]) -> memoryview:
 
 
 def run() -> int:
-    """The socket's descriptor is the one argument."""
+    """The socket's descriptor is the first argument."""
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         try:
             return main(channel)
         except OSError:
             return 1  # the server has ended
-
-
-if __name__ == "__main__":
-    sys.exit(run())

@@ -64,7 +64,7 @@ def lay_out(sizes: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[list[Place], 
     return places, at or 1
 
 
-def read_tensor(spec: TensorSpec, region: mmap.mmap | bytes | Array, place: Place) -> Array:
+def read_tensor(spec: TensorSpec, region: mmap.mmap | bytes | memoryview, place: Place) -> Array:
     """A tensor as it lies in shared memory: a view of it, or a copy where its elements are bytes."""
     if isinstance(spec, BytesSpec):
         data = memoryview(region)[place.offset : place.offset + place.size]

@@ -206,7 +206,7 @@ class ProcessInstance(Instance):
         # Every view of this array keeps it, and so the slot, until the last of them is gone.
         whole = np.frombuffer(region, np.uint8, end)
         weakref.finalize(whole, self._free.append, slot).atexit = False
-        return [read_tensor(spec, whole, place) for spec, place in zip(specs, places, strict=True)]
+        return [read_tensor(spec, whole.data, place) for spec, place in zip(specs, places, strict=True)]
 
     def _finish(self, batch: Batch, done: Done, fault: Exception | None) -> None:
         self.outstanding -= 1
