@@ -103,6 +103,16 @@ def test_onnx_with_one_thread_has_none_to_bind_or_to_spin(tmp_path: Path) -> Non
     assert [line.partition(":")[0] for line in described["fallbacks"]] == ["affinity", "spinning"]
 
 
+def test_spinning_is_asked_for_when_an_artifact_is_loaded(tmp_path: Path) -> None:
+    artifact = two_branches(tmp_path, threads=2)
+    assert load(artifact).describe()["spinning"] is False
+    assert load(artifact, spinning=True).describe()["spinning"] is True
+    assert load(artifact, threads=1, spinning=True).describe()["spinning"] is False
+    again = two_branches(tmp_path / "spins", threads=2, spinning=True)
+    assert load(again, spinning=False).describe()["spinning"] is False
+    assert artifact.manifest.target.spinning is False
+
+
 def test_onnx_says_nothing_where_nothing_was_wished(tmp_path: Path) -> None:
     assert "fallbacks" not in load(two_branches(tmp_path)).describe()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
+import onnxruntime
 import torch
 from onnx import ModelProto
 from torch import nn
@@ -19,6 +20,7 @@ from tauten.make.lower._export import Exported, export, quiet
 from tauten.make.lower._graph import clean, rename, unwrap
 from tauten.make.lower._grids import Decided, materialize
 from tauten.make.lower._masks import plain_masks
+from tauten.make.lower._padding import find_padding
 from tauten.make.lower._remembered import remembered
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._rows import needed_rows
@@ -26,6 +28,7 @@ from tauten.make.lower._samples import rows
 from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
+from tauten.run.engines._padding import SETTING, Padding
 
 _BORDER: Final = "tauten_"  # while the exporter works, so that no operation inside has a name the user chose
 _COMPARED = 16  # samples of the calibration data that the graph is held against the module on
@@ -36,7 +39,7 @@ class FloatGraph:
     """The graph with its weights inside, the specs of its outputs, and how it was compared with the module.
 
     ``decided`` is what quantized layers fixed, by the names of their weights. ``sample`` is the batch that graph and
-    module were compared on, ``error`` the largest relative difference.
+    module were compared on, ``error`` the largest relative difference. ``padding`` is what calls can do without.
     """
 
     model: ModelProto
@@ -44,6 +47,17 @@ class FloatGraph:
     decided: Mapping[str, Decided]
     sample: Arrays
     error: float
+    padding: Padding | None
+    why_padding_stays: str
+
+    def settings(self) -> dict[str, Any]:
+        """What an engine that shortens calls is told, beside what else it is told."""
+        return {} if self.padding is None else {SETTING: self.padding.to_json()}
+
+    def notes(self) -> dict[str, Any]:
+        """What a lowering that heeds ``settings`` notes of it."""
+        stays = {SETTING: f"stays: {self.why_padding_stays}"} if self.why_padding_stays else {}
+        return self.settings() or stays
 
 
 def float_graph(model: Model, context: Context) -> FloatGraph:
@@ -82,7 +96,8 @@ def _make(model: Model, context: Context) -> FloatGraph:
     context.progress("compare", 0.4)
     sample = next(islice(rows(data, model.inputs, batch=_COMPARED), 1))
     error = check_same(graph, program, model, sample)
-    return FloatGraph(graph, exported.outputs, decided, sample, error)
+    padding = _padding(graph, model, exported.outputs, sample)
+    return FloatGraph(graph, exported.outputs, decided, sample, error, *padding)
 
 
 def _check_dtypes(module: nn.Module) -> None:
@@ -107,7 +122,22 @@ def _imported(model: Model, module: OnnxModule, context: Context) -> FloatGraph:
             raise MismatchError(
                 f"{name}: after rewrites the graph differs from the file by {off:.3g} of its largest value"
             )
-    return FloatGraph(graph, module.outputs, {}, sample, largest)
+    padding = _padding(graph, model, module.outputs, sample)
+    return FloatGraph(graph, module.outputs, {}, sample, largest, *padding)
+
+
+def _padding(
+    graph: ModelProto, model: Model, outputs: tuple[TensorSpec, ...], sample: Arrays
+) -> tuple[Padding | None, str]:
+    names = [spec.name for spec in outputs]
+    session: list[onnxruntime.InferenceSession] = []
+
+    def run(arrays: Arrays) -> Arrays:
+        if not session:  # most models have no mask, and need none
+            session.append(open_session(graph))
+        return run_session(session[0], names, arrays)
+
+    return find_padding(model.inputs, outputs, sample, run)
 
 
 def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelProto, torch.export.ExportedProgram]:

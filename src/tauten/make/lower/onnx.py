@@ -45,6 +45,9 @@ class Onnx(Lowering):
         weights: Arrays = {}
         for part in graphs:
             weights |= detach(part)
+        # Stages hand rows on, whose columns have to be as many in each.
+        settings = {} if stages else made.settings()
+        notes |= {} if stages else made.notes()
         modules = [name for name, _ in model.module.named_modules()]
         first, *more = (part.SerializeToString(deterministic=True) for part in graphs)
         return Lowered(
@@ -57,6 +60,7 @@ class Onnx(Lowering):
             outputs=made.outputs,
             layers=owners(weights, modules),
             four_bit=four_bit & weights.keys(),
+            settings=settings,
             notes=notes,
         )
 

@@ -60,9 +60,10 @@ class OpenVino(Lowering):
             precision=_precision(chosen["precision"], plan),
             batches=_batches(model.inputs, target) if chosen["shapes"] == "fixed" else (),
             rounds_inputs=plan is not None and plan.method == "dynamic",
+            padding=made.padding,
         )
         borders = [spec.name for spec in (*model.inputs, *made.outputs)]
-        notes: dict[str, Any] = {}
+        notes: dict[str, Any] = {**made.notes()}
         try:
             context.progress("openvino", 0.5)
             written = write_graph(_read(made.model), borders)

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.core.registry import Registry
@@ -23,11 +24,14 @@ from tauten.run.engines.engine import Engine
 ENGINES: Registry[type[Engine]] = Registry("engine", "tauten.run.engines", besides=("engine",))
 
 
-def load(artifact: Artifact | str | os.PathLike[str], *, threads: int | None = None) -> Engine:
+def load(
+    artifact: Artifact | str | os.PathLike[str], *, threads: int | None = None, spinning: bool | None = None
+) -> Engine:
     """The engine that the artifact names, with the artifact in it.
 
-    ``threads`` overrides the intra-op threads of the artifact's target. Raises ``ArtifactError`` for an artifact that
-    is not whole, ``EngineError`` for one that the engine cannot run, ``ExtraMissing`` for a missing backend.
+    ``threads`` overrides the intra-op threads of the artifact's target, ``spinning`` how they wait. Raises
+    ``ArtifactError`` for an artifact that is not whole, ``EngineError`` for one that the engine cannot run,
+    ``ExtraMissing`` for a missing backend.
     """
     if not isinstance(artifact, Artifact):
         artifact = read_artifact(artifact)
@@ -37,4 +41,7 @@ def load(artifact: Artifact | str | os.PathLike[str], *, threads: int | None = N
         raise
     except PluginError as fault:
         raise ArtifactError(f"{artifact.path}: {fault}") from None
+    if spinning is not None:
+        target = artifact.manifest.target.model_copy(update={"spinning": spinning})
+        artifact = replace(artifact, manifest=artifact.manifest.model_copy(update={"target": target}))
     return engine.load(artifact, threads=threads or artifact.manifest.target.threads)

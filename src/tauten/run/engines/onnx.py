@@ -25,6 +25,7 @@ from tauten.run.engines._onnx_names import name_nodes
 from tauten.run.engines._onnx_profile import read_profile
 from tauten.run.engines._onnx_threads import Threads
 from tauten.run.engines._onnx_wire import survey
+from tauten.run.engines._padding import Padding, Shortener
 from tauten.run.engines._providers import choose_providers
 from tauten.run.engines._stages import Stages, Step
 from tauten.run.engines.engine import Engine, OperationTime
@@ -45,6 +46,7 @@ class Onnx(Engine):
         self._names = [spec.name for spec in self.outputs]
         self._stages: Stages | None = None
         self._artifact = artifact
+        self._shorten = Shortener(Padding.of(artifact), self.inputs)
         self._threads = threads
         self._operations: dict[str, Any] | None = None
         self._describing = threading.Lock()
@@ -77,6 +79,7 @@ class Onnx(Engine):
         try:
             if self._stages is not None:
                 return self._stages.run(inputs)
+            inputs = self._shorten(inputs)
             answers = call(self._names, inputs if type(inputs) is dict else dict(inputs), self._quiet)
         except Exception as fault:  # each status of the runtime is an exception class of its own, without a base
             raise EngineError(f"{self._artifact.path}: ONNX Runtime: {fault}") from fault
@@ -102,6 +105,7 @@ class Onnx(Engine):
             "provider": choose_providers(self._artifact, onnxruntime.get_available_providers())[0][0],
             **self._threads.describe(),
             "graph_optimization": "all",
+            **self._shorten.describe(),
             "operations": self._operations,
             **({} if self._stages is None else {"stages": self._stages.describe()}),
         }

@@ -22,6 +22,7 @@ from tauten.core.value import Value
 from tauten.errors import ArtifactError, ConfigError, EngineError, ExtraMissing
 from tauten.run.engines._openvino_ir import read_graph
 from tauten.run.engines._openvino_names import read_weights
+from tauten.run.engines._padding import Padding, Shortener
 from tauten.run.engines._telemetry import no_telemetry
 from tauten.run.engines._threads import unmet
 from tauten.run.engines.engine import Engine, OperationTime
@@ -51,12 +52,13 @@ class Settings(Value):
 
     ``precision`` is that of what is not quantized. The graph is compiled for each batch size of ``batches`` when it is
     loaded, and for any other when one comes. ``rounds_inputs`` lets OpenVINO round the inputs of products with
-    whole-number weights to 8 bits as they come.
+    whole-number weights to 8 bits as they come. ``padding`` is left out of calls.
     """
 
     precision: Literal["f32", "bf16"] = "f32"
     batches: Annotated[tuple[Annotated[int, Field(ge=1, le=2**20)], ...], Field(max_length=4)] = ()
     rounds_inputs: bool = False
+    padding: Padding | None = None
 
 
 class Compiled:
@@ -110,6 +112,7 @@ class OpenVino(Engine):
             spinning="OpenVINO decides how its threads wait for work",
         )  # fmt: skip
         self._options = options(settings, threads)
+        self._shorten = Shortener(settings.padding, self.inputs)
         self._names = [spec.name for spec in self.inputs]
         self._answers = [spec.name for spec in self.outputs]
         self._reads = find_ports("input", self.inputs, graph.inputs)
@@ -146,6 +149,7 @@ class OpenVino(Engine):
             raise EngineError(f"{artifact.path}: OpenVINO: {one_line(fault)}") from fault
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        inputs = self._shorten(inputs)
         try:
             answers = self._for(inputs).run([inputs[name] for name in self._names])
         except RuntimeError as fault:
@@ -170,12 +174,14 @@ class OpenVino(Engine):
             "compiled_for_batches": sorted(self._fixed),
             "compiled_for_any_batch": self._open is not None,
             "copies_of_weights": len(self._fixed) + (self._open is not None),
+            **self._shorten.describe(),
             "operations": by_precision(compiled.model.get_runtime_model(), self._settings),
             **({"fallbacks": list(self._fallbacks)} if self._fallbacks else {}),
         }
 
     def profile(self, inputs: Mapping[str, Array], repeats: int = 10) -> tuple[OperationTime, ...]:
         """What each operation takes on ``inputs``, by OpenVINO's own clock; the graph is compiled once more for it."""
+        inputs = self._shorten(inputs)
         batch = self._batch(inputs)
         try:
             graph = parse(self._artifact.graph(), self._artifact.weights())
