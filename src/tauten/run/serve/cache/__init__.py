@@ -3,7 +3,7 @@
 ::
 
     ServedModel ── Cached ── Worker
-                     ├─ Keys    what an answer is remembered under
-                     ├─ Memory  which answers are kept (a policy: no I/O, no clock)
-                     └─ Redis   answers of other servers, where there is one
+                     ├─ Keys       what an answer is remembered under
+                     ├─ Memory     which answers are kept (a policy: no I/O, no clock)
+                     └─ RedisTier  what other servers remember: Frames on the way, a Breaker when it does not answer
 """

@@ -82,10 +82,11 @@ class Cached:
                 if not call.cancelled:
                     call.answered(call)
                 return
-            waiter = Waiter(call, [key], [None], now_ns)
+            waiter = Waiter(call, [key], [None], 1, now_ns)
         elif call.rows and self._bytes(call) <= LARGEST_BYTES:
             keys = self._keys.of_rows(call) if self._by_row(call) else [self._keys.of_call(call)]
-            waiter = Waiter(call, keys, [self.memory.get(key, now_ns) for key in keys], now_ns)
+            values = [self.memory.get(key, now_ns) for key in keys]
+            waiter = Waiter(call, keys, values, values.count(None), now_ns)
             self.hits += len(keys) - waiter.missing
         else:
             self._inner.submit(call)
@@ -127,7 +128,8 @@ class Cached:
             self._flights[key] = (own, len(own.keys))
             own.lead(key, place)
         # They are told when the call is cancelled: what nobody waits for any more is not computed.
-        waiter.call.parts = [*waiter.call.parts, *flights]
+        call = waiter.call
+        call.parts = [*call.parts, *flights] if call.parts else list(flights)
         if own is not None:
             self._start(own)
 
@@ -173,9 +175,10 @@ class Cached:
             self._compute(flight)
 
     def _compute(self, flight: Flight) -> None:
-        flight.cancel()  # which it does only if nobody waits any more
-        if flight.cancelled:
-            return
+        if flight.leader.gone:
+            flight.cancel()  # which it does only if nobody else waits either
+            if flight.cancelled:
+                return
         if flight.by_row:
             flight.gather_rows()
         self.misses += len(flight.keys)
@@ -197,8 +200,10 @@ class Cached:
         now_ns = perf_counter_ns()
         for key, value in zip(flight.keys, values, strict=True):
             self._keep(key, value, now_ns, 0)
-            if self._remote is not None and self._frames is not None and not self._closed:
-                self._remote.keep(key, self._frames.encode(key, value, time_ns() // 1_000_000))
+        if self._remote is not None and self._frames is not None and not self._closed:
+            now_ms = time_ns() // 1_000_000
+            for key, value in zip(flight.keys, values, strict=True):
+                self._remote.keep(key, self._frames.encode(key, value, now_ms))
         for waiting, value in zip(flight.waiting, values, strict=True):
             self._deliver(waiting, value, flight)
 

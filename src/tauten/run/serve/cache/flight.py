@@ -17,12 +17,12 @@ class Waiter:
 
     __slots__ = ("call", "computed", "keys", "missing", "since_ns", "values")
 
-    def __init__(self, call: Call, keys: list[bytes], values: list[Value | None], since_ns: int) -> None:
+    def __init__(self, call: Call, keys: list[bytes], values: list[Value | None], missing: int, since_ns: int) -> None:
         self.call = call
         self.since_ns = since_ns
         self.keys = keys
         self.values = values
-        self.missing = values.count(None)
+        self.missing = missing
         self.computed = False
 
     @property

@@ -82,8 +82,11 @@ class Memory:
 
         Says whether it was kept: not where it is too old, or would take more than a quarter of all room.
         """
-        self._remove(key)
-        nbytes = ENTRY_BYTES + sum(ARRAY_BYTES + array.nbytes for array in value)
+        if key in self._small or key in self._main:
+            self._remove(key)
+        nbytes = ENTRY_BYTES
+        for array in value:
+            nbytes += ARRAY_BYTES + array.nbytes
         if nbytes > self.max_bytes // _LARGEST_SHARE or age_ns >= self.max_age_ns:
             return False
         known = key in self._ghosts
