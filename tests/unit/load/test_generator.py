@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tauten.core.tensor import Array, Arrays
 from tauten.errors import EngineError, InputError, ServeError
 from tauten.run.load.client import Address, Client, encode_get
 from tauten.run.load.generator import load_test, run_load
@@ -93,9 +94,12 @@ def test_an_open_loop_charges_a_stall_to_every_request_that_was_due() -> None:
 
 
 def test_refusals_are_counted_by_status() -> None:
-    engine = Gated()
-    engine.gate.set()
-    with running(engine, queue=0) as server:
+    class Slow(Double):
+        def run(self, inputs: Mapping[str, Array]) -> Arrays:
+            time.sleep(0.005)
+            return super().run(inputs)
+
+    with running(Slow(), queue=0) as server:
         result = load_test(scenario(server.url, concurrency=8))
     assert set(result.errors) == {"429"}
     assert result.requests > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,8 +85,8 @@ def test_statistics_are_those_of_the_metrics(server: Running) -> None:
 @given(st.lists(st.integers(0, 20 * 10**9)))
 def test_a_histogram_counts_each_duration_once_under_its_bound(durations_ns: list[int]) -> None:
     histogram = Histogram()
-    for duration_ns in durations_ns:
-        histogram.add(duration_ns)
+    for begin in range(0, len(durations_ns), 3):
+        histogram.add_all(np.array(durations_ns[begin : begin + 3], np.int64))
     assert histogram.total_ns == sum(durations_ns)
     seen = 0
     for bound, count in zip(BUCKETS_S, histogram.counts, strict=False):
@@ -95,5 +96,26 @@ def test_a_histogram_counts_each_duration_once_under_its_bound(durations_ns: lis
 
 
 def test_every_phase_needs_its_duration() -> None:
+    statistics = Statistics()
+    statistics.succeeded(1, (1, 2, 3))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="zip"):
-        Statistics().succeeded(1, (1, 2, 3), 0)  # type: ignore[arg-type]
+        _ = statistics.phases
+
+
+def test_what_is_written_is_counted_when_it_is_asked_for_and_when_it_has_grown() -> None:
+    statistics = Statistics()
+    for number in range(5000):
+        statistics.succeeded(2, (number, 1, 2, 3, 4))
+        assert len(statistics._fresh) <= 1024
+    assert statistics.inferences == 10_000
+    assert statistics.phases["request"].count == statistics.successes == 5000
+    assert statistics.phases["request"].total_ns == sum(range(5000))
+    assert statistics.phases["compute_output"].total_ns == 20_000
+
+
+def test_batches_are_counted_by_their_rows() -> None:
+    statistics = Statistics()
+    for rows, duration_ns in ((1, 10), (4, 30), (1, 20)):
+        statistics.executed(rows, duration_ns)
+    assert statistics.executions == 3
+    assert statistics.batches == {1: (2, 30), 4: (1, 30)}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -12,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tauten.core.tensor import Array, TensorSpec
+from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import InputError, ServeError
+from tauten.run.serve.call import Batch, Call, gather
 from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES, from_bytes
+from tauten.run.serve.protocol.layout import Decoder
 from tauten.run.serve.protocol.v2 import (
     InferResponse,
     Message,
-    decode_request,
     decode_response,
     encode_request,
     encode_response,
@@ -27,6 +29,29 @@ from tests.unit.serve.tiny import tensor
 
 X = TensorSpec(name="x", shape=("batch", 3))
 Y = TensorSpec(name="y", shape=("batch",))
+
+
+class Decoded(NamedTuple):
+    inputs: Arrays
+    outputs: dict[str, bool]
+    id: str | None
+
+
+def decode_request(
+    body: bytes, header_length: int | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> Decoded:
+    """What a decoder makes of ``body``: the first time, and again, as a client's every next request would be read."""
+    decoder = Decoder(inputs, outputs)
+    found = []
+    for _ in range(2):
+        layout, buffers = decoder(body, header_length)
+        call = Call(buffers, layout.shapes, layout.rows, layout.group, lambda call: None)
+        arrays = gather(Batch([call], layout.rows, ""), inputs)
+        found.append(Decoded(arrays, layout.outputs, layout.id))
+    first, again = found
+    assert (first.outputs, first.id) == (again.outputs, again.id)
+    assert all(same(first.inputs[name], again.inputs[name]) for name in first.inputs)
+    return again
 
 
 def joined(message: Message) -> bytes:

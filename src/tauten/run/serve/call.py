@@ -15,6 +15,7 @@ import numpy as np
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError
+from tauten.run.serve.protocol.elements import BytesSpec, to_objects, unpack_elements
 
 Buffer = bytes | bytearray | memoryview
 
@@ -126,6 +127,9 @@ def gather(batch: Batch, specs: Sequence[TensorSpec]) -> Arrays:
         else:
             data = b"".join([call.buffers[index] for call in calls])
             shape = (batch.rows, *first.shapes[index][1:])
+        if isinstance(spec, BytesSpec):
+            arrays[spec.name] = to_objects(unpack_elements(spec.name, shape, data), shape)
+            continue
         array = np.frombuffer(data, spec.dtype)
         if not array.flags.aligned:
             # Through bytes, whose memory is aligned: NumPy's own copy would let other threads run first.
@@ -139,14 +143,16 @@ def divide(batch: Batch, outputs: Sequence[Array]) -> None:
 
     Raises ``EngineError`` where an output does not have as many rows as the batch.
     """
-    if len(batch.calls) == 1:
-        batch.calls[0].result = outputs
+    calls, rows = batch.calls, batch.rows
+    if calls[0].group is not ALONE:
+        for output in outputs:
+            if not output.ndim or len(output) != rows:
+                raise EngineError(f"expected {rows} rows in each output, got one of shape {output.shape}")
+    if len(calls) == 1:
+        calls[0].result = outputs
         return
-    for output in outputs:
-        if not output.ndim or len(output) != batch.rows:
-            raise EngineError(f"expected {batch.rows} rows in each output, got one of shape {output.shape}")
     begin = 0
-    for call in batch.calls:
+    for call in calls:
         end = begin + call.rows
         call.result = [output[begin:end] for output in outputs]
         begin = end

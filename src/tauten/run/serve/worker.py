@@ -167,7 +167,7 @@ class Worker:
             if not call.retried and not self._closed and (lost or len(batch.calls) > 1):
                 call.retried = True
                 if not lost:
-                    call.group = ALONE  # not with those that may have spoilt it
+                    call.group = object()  # equals none: not with those that may have spoilt it
                 self._scheduler.submit(call, perf_counter_ns())
             else:
                 call.refuse(fault)
