@@ -7,9 +7,12 @@ from pathlib import Path
 
 
 def main() -> None:
-    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+    here = Path(__file__).parent
+    files = {path.stem: path for path in here.glob("[a-z]*.py")}
+    files |= {path.parent.name: path for path in here.glob("[a-z]*/__main__.py")}
+    for name, path in sorted(files.items()):
         described = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-        print(f"python -m bench.{path.stem:<18} {described.splitlines()[0]}")
+        print(f"python -m bench.{name:<18} {described.splitlines()[0]}")
 
 
 if __name__ == "__main__":
