@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from time import perf_counter_ns
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
+from tauten.artifact.manifest import CHECKSUMS
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.core.tensor import Arrays
 from tauten.errors import ArtifactError, EngineError, NotReady, TautenError
@@ -19,6 +21,10 @@ from tauten.run.serve.schedulers import SCHEDULERS
 from tauten.run.serve.settings import ServeSettings, check_model_name
 from tauten.run.serve.statistics import Statistics
 from tauten.run.serve.worker import Worker
+
+if TYPE_CHECKING:
+    from tauten.run.serve.cache.cached import Cached
+    from tauten.run.serve.cache.opened import Cache
 
 VERSION: Final = "1"
 _REPEATS: Final = 2
@@ -42,7 +48,12 @@ class ServedModel:
         self.statistics = Statistics()
         self.row_ns: int | None = None
         """What a call with one row takes, warm; measured by ``dry_run``."""
+        self.digest = os.urandom(32)
+        """Tells what the engine computes from anything else; of an artifact it is the digest of its files."""
+        self.cached: Cached | None = None
+        """What remembers answers, while that is asked for and the model takes requests."""
         self._worker: Worker | None = None
+        self._entry: Worker | Cached | None = None
 
     @classmethod
     def load(
@@ -63,6 +74,7 @@ class ServedModel:
         )
         if (model.inputs, model.outputs) != (manifest.inputs, manifest.outputs):
             raise ArtifactError(f"{artifact.path}: the manifest's inputs and outputs are not those of the graph")
+        model.digest = sha256(artifact.read(CHECKSUMS)).digest()
         model.dry_run()
         return model
 
@@ -98,26 +110,31 @@ class ServedModel:
         """Requests that wait for an instance."""
         return self._worker.waiting if self._worker is not None else 0
 
-    def start(self, settings: ServeSettings) -> None:
-        """Take requests from now on, in the running event loop."""
+    def start(self, settings: ServeSettings, cache: Cache | None = None) -> None:
+        """Take requests from now on, in the running event loop; with a ``cache``, answers are remembered."""
         scheduler = SCHEDULERS.get(settings.scheduler)(self.max_batch)
-        self._worker = Worker(
+        self._entry = self._worker = Worker(
             make_instances(self.engine, settings, self.row_ns),
             scheduler,
             queue=settings.queue,
             answer_s=settings.answer_s,
             ran=self.statistics.executed,
         )
+        if cache is not None:
+            identity = (self.name.encode(), self.version.encode(), self.digest)
+            self._entry = self.cached = cache.before(self._worker, identity, self.inputs, self.outputs)
 
     def stop(self) -> None:
         """Take no more requests."""
         if self._worker is not None:
             self._worker.close()
-            self._worker = None
+        if self.cached is not None:
+            self.cached.close()
+        self._entry = self._worker = self.cached = None
 
     def submit(self, call: Call) -> None:
         """Answer ``call``, now or later, as ``Worker.submit`` does; ``NotReady`` before ``start``, after ``stop``."""
-        if self._worker is None:
+        if self._entry is None:
             call.refuse(NotReady(f"model {self.name!r} is not ready"))
         else:
-            self._worker.submit(call)
+            self._entry.submit(call)

@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, field_validator
-
 from tauten.core.tensor import TensorSpec
-from tauten.core.value import Value
 from tauten.errors import ConfigError
 from tauten.run.serve.cache.cached import Cached, Submits
 from tauten.run.serve.cache.frames import Frames
 from tauten.run.serve.cache.keys import Keys
 from tauten.run.serve.cache.memory import Memory
 from tauten.run.serve.cache.remote import Remote
+from tauten.run.serve.cache.settings import CacheSettings
 
 SECRET: Final = "TAUTEN_CACHE_SECRET"
 """The environment variable with what servers share: who does not know it can forge neither a key nor an answer."""
-
-_SCHEMES: Final = ("redis", "rediss", "unix")
-
-
-class CacheSettings(Value):
-    """Where answers are remembered and how many.
-
-    ``where`` is ``memory``, or the URL of a Redis server that several servers share; memory then stands before it.
-    ``max_bytes`` bounds memory, ``age_s`` how long an answer is given again.
-    """
-
-    where: Annotated[str, Field(min_length=1)] = "memory"
-    max_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
-    age_s: Annotated[float, Field(gt=0)] = 3600.0
-
-    @field_validator("where")
-    @classmethod
-    def _known(cls, where: str) -> str:
-        if where != "memory" and urlsplit(where).scheme not in _SCHEMES:
-            raise ValueError(f"expected 'memory' or a URL such as redis://127.0.0.1:6379/0, got {where!r}")
-        return where
 
 
 class Cache:
