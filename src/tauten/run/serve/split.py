@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.protocol.elements import Packed, bounds
 
 
 def split(call: Call, most: int) -> Sequence[Call]:
@@ -39,18 +40,23 @@ def split(call: Call, most: int) -> Sequence[Call]:
         call.why = "split"
         call.answered(call)
 
-    flat = [_flat(memoryview(buffer)) for buffer in call.buffers]
-    sizes = [len(buffer) // call.rows for buffer in flat]
+    flat = [(_flat(memoryview(buffer)), _begins(buffer, call.rows)) for buffer in call.buffers]
     for begin in range(0, call.rows, most):
         rows = min(most, call.rows - begin)
-        buffers: list[Buffer] = [
-            buffer[begin * size : (begin + rows) * size] for buffer, size in zip(flat, sizes, strict=True)
-        ]
+        buffers: list[Buffer] = [data[begins[begin] : begins[begin + rows]] for data, begins in flat]
         part = Call(buffers, [(rows, *shape[1:]) for shape in call.shapes], rows, call.group, answered, call.context)
         part.priority, part.deadline_ns, part.arrived_ns = call.priority, call.deadline_ns, call.arrived_ns
         parts.append(part)
     call.parts = parts
     return parts
+
+
+def _begins(buffer: Buffer, rows: int) -> Sequence[int]:
+    """Where each row begins, and where the last one ends."""
+    if isinstance(buffer, Packed):
+        return bounds(buffer, rows)
+    size = memoryview(buffer).nbytes // rows
+    return range(0, size * rows + 1, size) if size else [0] * (rows + 1)
 
 
 def _flat(view: memoryview) -> memoryview:

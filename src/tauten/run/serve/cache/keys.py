@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from math import prod
 from struct import pack
 from typing import Final
@@ -12,6 +13,7 @@ import numpy as np
 
 from tauten.core.tensor import TensorSpec
 from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.protocol.elements import BytesSpec, Packed, bounds
 from tauten.run.serve.protocol.elements import BytesSpec
 
 KEY_BYTES: Final = 16
@@ -40,7 +42,7 @@ class Keys:
         self._shaped = any(isinstance(dim, str) for spec in inputs for dim in spec.shape[1:])
         self.row_bytes = 0
         """Bytes of a row of all inputs, 0 where they vary."""
-        if self.by_row and not self._shaped:
+        if self.by_row and not self._shaped and not any(isinstance(spec, BytesSpec) for spec in inputs):
             self.row_bytes = sum(prod(spec.concrete()) * np.dtype(spec.dtype).itemsize for spec in inputs)
 
     def of_row(self, call: Call) -> bytes:
@@ -79,18 +81,15 @@ def derive(secret: bytes, purpose: bytes) -> bytes:
     return blake2b(secret, digest_size=32, person=purpose).digest()
 
 
-def rows_of(buffer: Buffer, rows: int) -> Iterator[memoryview]:
-    """The bytes of each row of a buffer."""
-    data = flat(buffer)
-    size = len(data) // rows
-    return (data[begin : begin + size] for begin in range(0, size * rows, size)) if size else iter([data] * rows)
-
-
-def flat(buffer: Buffer) -> memoryview:
-    """The bytes of a buffer, without a copy."""
+def rows_of(buffer: Buffer, rows: int) -> list[memoryview]:
+    """The bytes of each row of a buffer, without a copy."""
     view = memoryview(buffer)
     # A view without elements has no strides to cast by.
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    data = view.cast("B") if view.nbytes else memoryview(b"")
+    if isinstance(buffer, Packed):
+        return [data[begin:end] for begin, end in pairwise(bounds(buffer, rows))]
+    size = len(data) // rows
+    return [data[row * size : (row + 1) * size] for row in range(rows)]
 
 
 def _keyed(secret: bytes, kind: bytes, about: bytes) -> blake2b:
@@ -106,6 +105,6 @@ def _framed(fields: Sequence[bytes]) -> bytes:
 
 def _dims(shapes: Sequence[tuple[int, ...]]) -> bytes:
     """Shapes as bytes. A model's ranks are fixed, so these are as many for each request, and stand at its end: with
-    them the bytes before can be divided in one way only."""
+    them the bytes before can be divided in one way only (elements of bytes say their lengths themselves)."""
     dims = [dim for shape in shapes for dim in shape]
     return pack(f"<{len(dims)}Q", *dims)

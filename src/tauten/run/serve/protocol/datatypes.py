@@ -1,6 +1,7 @@
 """Elements of the Open Inference Protocol V2: names of types, and numbers as JSON or as bytes.
 
-Bytes are little-endian and row-major.
+Bytes are little-endian and row-major. Arrays of the datatype BYTES hold ``bytes`` objects; they are in no model, and
+may be before and after one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from tauten.core.tensor import Array
 from tauten.errors import InputError
+from tauten.run.serve.protocol.elements import BYTES, pack_elements, to_objects, unpack_elements
 
 DATATYPES: Final = {
     "bool": "BOOL",
@@ -41,6 +43,11 @@ _JSON_KINDS: Final[dict[str, frozenset[type]]] = {
 }
 
 
+def datatype_of(dtype: str) -> str:
+    """The protocol's name of a spec's type or of an array's."""
+    return "BYTES" if dtype in (BYTES, "object") else DATATYPES[dtype]
+
+
 def item_bytes(dtype: str) -> int:
     """Bytes of one element."""
     return _WIRE[dtype].itemsize
@@ -51,6 +58,8 @@ def from_bytes(name: str, dtype: str, shape: Sequence[int], data: memoryview) ->
 
     Raises ``InputError`` where ``data`` is not as long as ``shape`` says, or holds a truth value other than 0 and 1.
     """
+    if dtype == BYTES:
+        return to_objects(unpack_elements(name, shape, data), shape)
     expected = math.prod(shape) * item_bytes(dtype)
     if data.nbytes != expected:
         raise InputError(
@@ -66,10 +75,12 @@ def from_bytes(name: str, dtype: str, shape: Sequence[int], data: memoryview) ->
 
 
 def from_json(name: str, dtype: str, shape: Sequence[int], data: Any) -> Array:
-    """An array of the numbers in ``data``, nested like ``shape`` or flat in row-major order.
+    """An array of the numbers in ``data``, nested like ``shape`` or flat in row-major order; of strings for BYTES.
 
     Raises ``InputError`` for a number too many or too few, one of another kind, or one that ``dtype`` cannot hold.
     """
+    if dtype == BYTES:
+        return to_objects([_encode(name, text) for text in _flat(name, shape, data)], shape)
     datatype = DATATYPES[dtype]
     if dtype in BINARY_ONLY:
         raise InputError(f"{name}: {datatype} has no JSON form: send it as binary data")
@@ -87,6 +98,12 @@ def from_json(name: str, dtype: str, shape: Sequence[int], data: Any) -> Array:
     if "float" in dtype and not np.isfinite(array).all():
         raise InputError(f"{name}: a number lies outside the range of {datatype}")
     return array.reshape(shape)
+
+
+def _encode(name: str, text: Any) -> bytes:
+    if type(text) is not str:
+        raise InputError(f"{name}: expected BYTES as strings, got {type(text).__name__}")
+    return text.encode()
 
 
 def _flat(name: str, shape: Sequence[int], data: Any) -> list[Any]:
@@ -111,16 +128,25 @@ def _flat(name: str, shape: Sequence[int], data: Any) -> list[Any]:
 
 def to_bytes(array: Array) -> memoryview:
     """The elements of ``array`` as bytes; a view where its memory is already in that form."""
+    if array.dtype == object:
+        return memoryview(pack_elements(array.reshape(-1).tolist()))
     wire = np.ascontiguousarray(array, _WIRE[array.dtype.name])
     return wire.reshape(-1).view(np.uint8).data
 
 
-def json_ready(name: str, array: Array) -> Array:
-    """``array``, flat, when JSON can say it.
+def json_ready(name: str, array: Array) -> Array | list[str]:
+    """``array``, flat, when JSON can say it; elements of bytes as strings.
 
-    Raises ``InputError`` for a type that is binary only, and for NaN or infinity: JSON has neither, and anything put
-    in their place would be another answer than the model's.
+    Raises ``InputError`` for a type that is binary only, for bytes that are no text in UTF-8, and for NaN or infinity:
+    JSON has neither, and anything put in their place would be another answer than the model's.
     """
+    if array.dtype == object:
+        try:
+            return [element.decode() for element in array.reshape(-1).tolist()]
+        except UnicodeDecodeError:
+            raise InputError(
+                f"output {name}: holds bytes that are no text in UTF-8: ask for it with 'binary_data': true"
+            ) from None
     dtype = array.dtype.name
     if dtype in BINARY_ONLY:
         raise InputError(f"output {name}: {DATATYPES[dtype]} has no JSON form: ask for it with 'binary_data': true")

@@ -71,6 +71,24 @@ def unpack_elements(name: str, shape: Sequence[int], data: bytes | bytearray | m
     return found
 
 
+class Packed(bytes):
+    """Elements as bytes that were checked: a call's buffer whose rows are not all of one length."""
+
+
+def bounds(data: Packed, rows: int) -> list[int]:
+    """Where each of ``rows`` rows begins, and where the last one ends. The rows have as many elements each.
+
+    >>> bounds(Packed(pack_elements([b"ab", b"", b"c", b"d"])), 2)
+    [0, 10, 20]
+    """
+    at, ends = 0, [0]
+    while at < len(data):
+        at += _LENGTH.size + _LENGTH.unpack_from(data, at)[0]
+        ends.append(at)
+    each = (len(ends) - 1) // rows
+    return ends[::each] if each else [0] * (rows + 1)
+
+
 def to_objects(elements: Sequence[Any], shape: Sequence[int]) -> Array:
     """An array of ``shape`` with ``elements`` in it, in order, as they are."""
     array = np.empty(len(elements), object)

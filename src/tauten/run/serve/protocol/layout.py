@@ -16,7 +16,8 @@ from tauten.core.tensor import BATCH, TensorSpec
 from tauten.errors import InputError
 from tauten.run.serve.call import ALONE, Buffer
 from tauten.run.serve.protocol import numbers
-from tauten.run.serve.protocol.datatypes import DATATYPES, from_bytes, item_bytes
+from tauten.run.serve.protocol.datatypes import datatype_of, from_bytes, item_bytes, to_bytes
+from tauten.run.serve.protocol.elements import BytesSpec, Packed, pack_elements, unpack_elements
 from tauten.run.serve.protocol.v2 import (
     HEADER_LENGTH,
     Cursor,
@@ -33,8 +34,8 @@ from tauten.run.serve.protocol.v2 import (
 
 _REMEMBERED: Final = 512
 _REMEMBERED_BYTES: Final = 4096
-_MOST_MICROSECONDS: Final = 86_400 * 10**6
-_MOST_PRIORITY: Final = 2**31 - 1
+MOST_MICROSECONDS: Final = 86_400 * 10**6
+MOST_PRIORITY: Final = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Decoder:
         self._names = [spec.name for spec in outputs]
         self._shares = batches and all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
         self._truths = [index for index, spec in enumerate(inputs) if spec.dtype == "bool"]
+        self._elements = [index for index, spec in enumerate(inputs) if isinstance(spec, BytesSpec)]
         self._known: dict[bytes, Layout] = {}
 
     def __call__(self, body: bytes, header_length: int | None) -> tuple[Layout, Sequence[Buffer]]:
@@ -93,6 +95,8 @@ class Decoder:
             buffers = [data[header_length + begin : header_length + end] for begin, end in layout.cuts]
         if self._truths:
             self._check_truths(layout, buffers)
+        if self._elements:
+            buffers = self._check_elements(layout, buffers)
         return layout, buffers
 
     def _first(self, body: bytes, head: bytes, header_length: int) -> tuple[Layout, Sequence[Buffer]]:
@@ -127,13 +131,14 @@ class Decoder:
             if name in shapes:
                 raise InputError(f"input {name!r} came twice")
             datatype = string(entry, "datatype", name)
-            if datatype != DATATYPES[spec.dtype]:
-                raise InputError(f"{name}: expected datatype {DATATYPES[spec.dtype]}, got {datatype!r:.80}")
+            if datatype != datatype_of(spec.dtype):
+                raise InputError(f"{name}: expected datatype {datatype_of(spec.dtype)}, got {datatype!r:.80}")
             shape = shape_of(entry, name)
             check_shape(spec, shape)
             shapes[name] = tuple(shape)
             begin = tensors.at
-            buffers[name] = decode_data(entry, name, spec.dtype, shape, tensors).data
+            array = decode_data(entry, name, spec.dtype, shape, tensors)
+            buffers[name] = Packed(to_bytes(array)) if isinstance(spec, BytesSpec) else array.data
             if "data" not in entry:
                 cuts[name] = (begin, tensors.at)
         tensors.expect_end()
@@ -156,8 +161,8 @@ class Decoder:
             rows,
             group if self._shares else ALONE,
             outputs,
-            priority=whole(asked, "priority", _MOST_PRIORITY),
-            timeout_ns=1000 * whole(asked, "timeout", _MOST_MICROSECONDS),
+            priority=whole(asked, "priority", MOST_PRIORITY),
+            timeout_ns=1000 * whole(asked, "timeout", MOST_MICROSECONDS),
         )
 
     def _raw(self, data: memoryview) -> tuple[Layout, Sequence[Buffer]]:
@@ -166,6 +171,10 @@ class Decoder:
             raise InputError(f"{HEADER_LENGTH}: 0 needs a model of one input, this one has {len(self._inputs)}")
         spec = self._inputs[0]
         shape = [1 if isinstance(dim, str) else dim for dim in spec.shape]
+        if isinstance(spec, BytesSpec) and math.prod(shape) == 1:
+            # The body is the one element, such as a file.
+            layout = self._layout((tuple(shape),), dict.fromkeys(self._names, True), {})
+            return layout, (Packed(pack_elements([bytes(data)])),)
         open_axes = [axis for axis, dim in enumerate(spec.shape) if isinstance(dim, str)]
         if len(open_axes) > 1:
             raise InputError(
@@ -188,6 +197,13 @@ class Decoder:
     def _check_truths(self, layout: Layout, buffers: Sequence[Buffer]) -> None:
         for index in self._truths:
             from_bytes(self._inputs[index].name, "bool", layout.shapes[index], memoryview(buffers[index]))
+
+    def _check_elements(self, layout: Layout, buffers: Sequence[Buffer]) -> Sequence[Buffer]:
+        found = list(buffers)
+        for index in self._elements:
+            unpack_elements(self._inputs[index].name, layout.shapes[index], found[index])
+            found[index] = Packed(found[index])
+        return found
 
 
 def fit(specs: Sequence[TensorSpec], shapes: Sequence[Sequence[int]]) -> tuple[int, Hashable]:

@@ -6,23 +6,26 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from tauten.core.tensor import TensorSpec
-from tauten.run.serve.protocol.datatypes import DATATYPES
+from tauten.run.serve.protocol.datatypes import datatype_of
 
 EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "statistics")
+MANAGEMENT: Final = "model_repository"
+"""The extension by which clients load and unload models."""
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    """The answer to ``GET /v2``."""
-    return {"name": "tauten", "version": version, "extensions": list(EXTENSIONS)}
+def server_metadata(version: str, *, managed: bool = False) -> dict[str, Any]:
+    """The answer to ``GET /v2``; ``managed`` where clients may load and unload models."""
+    extensions = [*EXTENSIONS, MANAGEMENT] if managed else [*EXTENSIONS]
+    return {"name": "tauten", "version": version, "extensions": extensions}
 
 
 def model_metadata(
-    name: str, version: str, platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    name: str, versions: Sequence[str], platform: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 ) -> dict[str, Any]:
-    """The answer to ``GET /v2/models/M``; a variable dimension is -1."""
+    """The answer to ``GET /v2/models/M`` with all its versions; a variable dimension is -1."""
     return {
         "name": name,
-        "versions": [version],
+        "versions": list(versions),
         "platform": platform,
         "inputs": [_tensor(spec) for spec in inputs],
         "outputs": [_tensor(spec) for spec in outputs],
@@ -44,15 +47,21 @@ def model_config(
     """
     batched = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
     skip = 1 if batched else 0
-    return {
+    config = {
         "name": name,
         "platform": platform,
         "backend": platform,
+        "version_policy": {"all": {}},
         "max_batch_size": max_batch if batched else 0,
         "input": [_config_tensor(spec, skip) for spec in inputs],
         "output": [_config_tensor(spec, skip) for spec in outputs],
         "instance_group": [{"name": name, "kind": "KIND_CPU", "count": instances}],
+        "response_cache": {"enable": False},
+        "model_transaction_policy": {"decoupled": False},
     }
+    if batched:
+        config["dynamic_batching"] = {"preferred_batch_size": [], "max_queue_delay_microseconds": 0}
+    return config
 
 
 def _dims(spec: TensorSpec) -> list[int]:
@@ -60,8 +69,9 @@ def _dims(spec: TensorSpec) -> list[int]:
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": DATATYPES[spec.dtype], "shape": _dims(spec)}
+    return {"name": spec.name, "datatype": datatype_of(spec.dtype), "shape": _dims(spec)}
 
 
 def _config_tensor(spec: TensorSpec, skip: int) -> dict[str, Any]:
-    return {"name": spec.name, "data_type": f"TYPE_{DATATYPES[spec.dtype]}", "dims": _dims(spec)[skip:]}
+    kind = datatype_of(spec.dtype).replace("BYTES", "STRING")  # that document's own name
+    return {"name": spec.name, "data_type": f"TYPE_{kind}", "dims": _dims(spec)[skip:]}

@@ -18,18 +18,20 @@ from tauten.core.tensor import Array, Arrays
 from tauten.errors import InputError, ServeError
 from tauten.run.serve.protocol.datatypes import (
     DATATYPES,
+    datatype_of,
     from_bytes,
     from_json,
     json_ready,
     to_bytes,
 )
+from tauten.run.serve.protocol.elements import BYTES
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 MAX_DIM: Final = 2**31 - 1
 _ALIGNMENT: Final = 8
 
-_UNSUPPORTED: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "classification")
-_NUMPY_TYPES: Final = {datatype: dtype for dtype, datatype in DATATYPES.items()}
+UNSUPPORTED: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size", "classification")
+_NUMPY_TYPES: Final = {"BYTES": BYTES, **{datatype: dtype for dtype, datatype in DATATYPES.items()}}
 
 Buffer = bytes | bytearray | memoryview
 
@@ -206,7 +208,7 @@ def parameters_of(entry: dict[str, Any], owner: str) -> dict[str, Any]:
         return {}
     if not isinstance(parameters, dict):
         raise InputError(f"{owner}: expected 'parameters' to be an object, got {kind(parameters)}")
-    for name in _UNSUPPORTED:
+    for name in UNSUPPORTED:
         if name in parameters:
             raise InputError(f"{owner}: the parameter '{name}' belongs to an extension that this server does not have")
     return parameters
@@ -234,10 +236,10 @@ def _encode_tensors(
     entries: list[dict[str, Any]] = []
     tensors: list[memoryview] = []
     for name, array in arrays.items():
-        entry: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": array.shape}
+        entry: dict[str, Any] = {"name": name, "datatype": datatype_of(array.dtype.name), "shape": array.shape}
         if as_bytes[name]:
             tensors.append(to_bytes(array))
-            entry["parameters"] = {"binary_data_size": array.nbytes}
+            entry["parameters"] = {"binary_data_size": tensors[-1].nbytes}
         else:
             entry["data"] = json_ready(name, array)
         entries.append(entry)
