@@ -55,6 +55,7 @@ def _point(group: Sequence[Record], records: Sequence[Record]) -> Figures:
     against: dict[str, Callable[[Record], float | None]] = {
         "ratio_to_granian": lambda one: _rate(records, one, BASELINE),
         "ratio_to_raw": lambda one: _raw_rate(records, one),
+        "ratio_to_raw_b32": lambda one: _raw_rate(records, one, "b32"),
     }
     for key, rate in against.items():
         found.update(_median(key, [one["req_s"] / other for one in group if (other := rate(one))]))
@@ -74,12 +75,13 @@ def _rate(records: Sequence[Record], like: Record, server: str) -> float | None:
     return None
 
 
-def _raw_rate(records: Sequence[Record], like: Record) -> float | None:
-    """RAW's rate in the same round with the batch that is best for it."""
+def _raw_rate(records: Sequence[Record], like: Record, load: str = "") -> float | None:
+    """RAW's rate in the same round, with the batch ``load`` or with that which is best for it."""
     rates = [
         one["req_s"]
         for one in records
         if (one["round"], one["model"], one["server"]) == (like["round"], like["model"], RAW)
+        and load in ("", one["load"])
     ]
     return max(rates, default=None)
 

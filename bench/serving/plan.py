@@ -79,7 +79,7 @@ HEAVY = ("granian-asgi", "fastapi", "litserve", "mlserver", "bentoml")
 """Measured at one point, in three rounds."""
 
 PLAN: tuple[Visit, ...] = (
-    Visit(RAW, _s("raw", "b1", "b8", "b32"), 5),
+    Visit(RAW, _s("raw", "b1", "b8", "b16", "b32"), 5),
     Visit("tauten", (*_s("binary", "c8", "c32", "c64"), *_s("json", "c32"), *_s("binary", POISSON_LOAD),
                      *_s("raw", "c32")), 5),
     Visit("granian", (*_s("binary", "c8", "c32", "c64"), *_s("json", "c32"), *_s("binary", POISSON_LOAD)), 5),
