@@ -202,6 +202,16 @@ def test_gradients_pass_to_pruned_weights_and_to_the_step() -> None:
     assert float(weight.growth.grad) == pytest.approx(0.1 * 0.25 * 1.44 / 5**0.5, rel=1e-4)
 
 
+@pytest.mark.parametrize("step", [None, 0.25])
+def test_weights_lie_in_memory_as_their_latents(step: float | None) -> None:
+    kernel = nn.Conv2d(1, 8, 3).to(memory_format=torch.channels_last)
+    lay = kernel.weight.stride()
+    parts = attach(kernel, find(kernel)[0], lambda _, value: RateWeight(value != 0, step))
+    assert kernel.weight.stride() == lay == (9, 1, 3, 1)
+    detach(parts)
+    assert kernel.weight.stride() == lay
+
+
 def dead() -> tuple[Model, dict[str, Any]]:
     """A network in which one unit is read by nothing and one reads nothing."""
     model = to_model(classify(model=network))

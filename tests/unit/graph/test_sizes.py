@@ -113,3 +113,19 @@ def test_an_attribute_that_makes_it_run_but_not_right_is_refused() -> None:
     (group,) = coupling.groups
     assert [size.attribute for size in group.sizes] == ["width"]
     assert "differs" in nets.prover(module, TOKENS).broken(nets.random_removal(coupling, 0))[0]
+
+
+def test_kernels_lie_in_memory_as_they_did() -> None:
+    torch.manual_seed(0)
+    image = (TensorSpec(name="input", shape=("batch", 1, 8, 8)),)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).to(memory_format=layout).eval()
+        groups = nets.of(module, image).groups
+        place = next(place for place, group in enumerate(groups) if group.name == "0.weight")
+        small = slim(copy.deepcopy(module), Removal(groups, {place: np.array([1, 6])}))
+        assert small[2].weight.shape == (4, 6, 3, 3)
+        # A kernel of one input channel counts as both; its strides alone tell how what it computes will lie.
+        for before, after in zip(module.parameters(), small.parameters(), strict=True):
+            assert after.ndim < 4 or (after.stride(1) == 1) == (before.stride(1) == 1) == (
+                layout is torch.channels_last
+            )

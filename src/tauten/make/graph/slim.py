@@ -86,10 +86,12 @@ def _alike(tensor: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 
 
 def _slice(tensor: torch.Tensor, gone: Gone) -> torch.Tensor:
+    # Kernels whose channels lie side by side in memory lie so again: convolutions on processors are twice as fast.
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and tensor.stride(1) == 1
     for dim, indices in gone.items():
         kept = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
         tensor = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
-    return tensor
+    return torch.empty_like(tensor, memory_format=torch.channels_last).copy_(tensor) if last else tensor
 
 
 def _zero(tensor: torch.Tensor, gone: Gone) -> torch.Tensor:

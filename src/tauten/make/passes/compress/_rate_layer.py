@@ -167,11 +167,17 @@ def _levels(latent: Tensor, step: Tensor) -> Tensor:
     return torch.where(latent < 0, -size, size)
 
 
+def _lying_as(latent: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """Their product, in memory as the latent lies: a kernel of one input channel would else lie anew, and with it all
+    that the layers after it compute."""
+    return torch.mul(one, other, out=torch.empty_like(latent))
+
+
 class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, mask: Tensor, watch: Callable[[Tensor], None]) -> Tensor:
         ctx.watch = watch
-        return latent * mask
+        return _lying_as(latent, latent, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -187,7 +193,7 @@ class _Rounded(torch.autograd.Function):
         levels = _levels(latent, step)
         ctx.watch = watch
         ctx.save_for_backward(latent, levels, mask, step)
-        return levels * step * mask
+        return _lying_as(latent, levels * step, mask)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

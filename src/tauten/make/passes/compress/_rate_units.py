@@ -57,10 +57,8 @@ def remove_dead(model: Model, example: Arrays, *alike: nn.Module) -> tuple[nn.Mo
         return model.module, {"refused": f"without its dead units it does not run: {type(fault).__name__}: {fault}"}
     if not _same(expected, answers):
         return model.module, {"refused": "without its dead units it answers otherwise"}
-    for other in (module, *alike):
-        if other is not module:
-            slim(other, Removal(groups, gone))
-        _lie_as(model.module, other)
+    for other in alike:
+        slim(other, Removal(groups, gone))
     return module, told
 
 
@@ -150,14 +148,6 @@ def _named(module: nn.Module) -> dict[str, Tensor]:
         **dict(module.named_parameters(remove_duplicate=False)),
         **dict(module.named_buffers(remove_duplicate=False)),
     }
-
-
-def _lie_as(before: nn.Module, after: nn.Module) -> None:
-    """Kernels whose channels lay side by side in memory lie so again, for that is faster."""
-    for name, kernel in after.named_parameters():
-        was = before.get_parameter(name)
-        if kernel.ndim == 4 and was.is_contiguous(memory_format=torch.channels_last) and was.stride(1) == 1:
-            kernel.data = kernel.data.contiguous(memory_format=torch.channels_last)
 
 
 def _answers(model: Model, module: nn.Module, example: Arrays) -> Arrays:
