@@ -16,6 +16,7 @@ from tauten.run.serve.cache.cached import LARGEST_BYTES, Cached
 from tauten.run.serve.cache.keys import Keys
 from tauten.run.serve.cache.memory import Memory
 from tauten.run.serve.call import ALONE, Call
+from tauten.run.serve.protocol.elements import BytesSpec, Packed, pack_elements, to_objects, unpack_elements
 
 X = TensorSpec(name="x", shape=("batch", 3))
 DOUBLE = TensorSpec(name="double", shape=("batch", 3))
@@ -341,3 +342,39 @@ def test_each_is_answered_once_with_what_the_model_says(steps: list[Any], max_by
             rig.check(call)
     assert rig.cache._flights == {}
     assert all(call.parts == () for call in asked if not call.cancelled)
+
+
+def test_elements_of_bytes_are_rows_as_any_other() -> None:
+    text, label = BytesSpec(name="text", shape=("batch", 2)), BytesSpec(name="label", shape=("batch",))
+    rows = [[b"a", b"bcd"], [b"", b"e"], [b"", b"e"], [b"e", b""]]
+    inner, memory = Stepwise(), Memory(10**6, HOUR_NS)
+    cache = Cached(inner, keys_of([text], [label]), memory)
+    answered: list[Call] = []
+
+    def ask(*places: int) -> Call:
+        data = Packed(pack_elements([element for place in places for element in rows[place]]))
+        call = Call([data], [(len(places), 2)], len(places), "group", answered.append)
+        cache.submit(call)
+        return call
+
+    def answer() -> None:
+        (flight,) = inner.calls
+        inner.calls.clear()
+        assert isinstance(flight.buffers[0], Packed)
+        elements = unpack_elements("text", flight.shapes[0], flight.buffers[0])
+        flight.result = [
+            to_objects([b"".join(pair) for pair in zip(*[iter(elements)] * 2, strict=True)], [flight.rows])
+        ]
+        flight.answered(flight)
+
+    ask(0)
+    answer()
+    mixed = ask(1, 0, 2, 3)
+    assert [call.rows for call in inner.calls] == [2]
+    answer()
+    assert mixed.result is not None
+    assert mixed.result[0].tolist() == [b"e", b"abcd", b"e", b"e"]
+    again = ask(3, 1)
+    assert again.cached
+    assert len(memory) == 3
+    assert memory.bytes > 3 * (480 + 160 + 8 + 33)

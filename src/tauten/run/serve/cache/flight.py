@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from tauten.run.serve.cache.keys import rows_of
 from tauten.run.serve.cache.memory import Value
-from tauten.run.serve.call import Call
+from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.protocol.elements import Packed
 
 
 class Waiter:
@@ -87,8 +88,7 @@ class Flight(Call):
         if self.rows == call.rows:
             return
         self.shapes = [(self.rows, *shape[1:]) for shape in call.shapes]
-        rows_of_each = [list(rows_of(buffer, call.rows)) for buffer in call.buffers]
-        self.buffers = [b"".join([rows[place] for place in self.places]) for rows in rows_of_each]
+        self.buffers = [_taken(buffer, call.rows, self.places) for buffer in call.buffers]
 
     def cancel(self) -> None:
         """One of those who wait is gone: if it was the last, nothing need be computed."""
@@ -98,3 +98,10 @@ class Flight(Call):
                     return
         self.retire(self)
         super().cancel()
+
+
+def _taken(buffer: Buffer, rows: int, places: Sequence[int]) -> Buffer:
+    """The rows of ``buffer`` at ``places``."""
+    found = rows_of(buffer, rows)
+    data = b"".join([found[place] for place in places])
+    return Packed(data) if isinstance(buffer, Packed) else data

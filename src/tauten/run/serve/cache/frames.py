@@ -7,7 +7,8 @@ All numbers are little-endian::
     outputs  for each of the model's, in its order:
              rank       1 byte
              dims       4 bytes each
-             elements   as many bytes as the model's type and the dims say
+             length     8 bytes
+             elements   as many bytes, as the protocol's binary extension has them
     tag      16 bytes  BLAKE2b of the key and all before, keyed with the secret
 
 The tag binds an answer to its key and to those who know the secret: what was cut, changed, mixed up on the way or put
@@ -19,20 +20,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 from hmac import compare_digest
-from math import prod
 from struct import Struct
+from struct import error as StructError
 from typing import Final, NamedTuple
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import InputError
 from tauten.run.serve.cache.keys import derive
 from tauten.run.serve.cache.memory import Value
-from tauten.run.serve.protocol.datatypes import from_bytes, item_bytes, to_bytes
+from tauten.run.serve.protocol.datatypes import from_bytes, to_bytes
 
 _MAGIC: Final = b"tau1"
 _TAG_BYTES: Final = 16
 _HEAD: Final = Struct("<4sQ")
-_MAX_DIM: Final = 2**32 - 1
 
 
 class Remembered(NamedTuple):
@@ -53,8 +53,9 @@ class Frames:
         """``value``, computed at ``born_ms``, to be kept under ``key``."""
         parts = [_HEAD.pack(_MAGIC, born_ms)]
         for array in value:
-            parts.append(Struct(f"<B{array.ndim}I").pack(array.ndim, *array.shape))
-            parts.append(bytes(to_bytes(array)))
+            elements = to_bytes(array)
+            parts.append(Struct(f"<B{array.ndim}IQ").pack(array.ndim, *array.shape, len(elements)))
+            parts.append(bytes(elements))
         body = b"".join(parts)
         return body + self._tag(key, body)
 
@@ -72,12 +73,15 @@ class Frames:
         arrays = []
         try:
             for spec in self._outputs:
-                end = at + 1 + 4 * body[at]
-                shape = [int.from_bytes(body[dim : dim + 4], "little") for dim in range(at + 1, end, 4)]
+                head = Struct(f"<{body[at]}IQ")
+                *shape, length = head.unpack_from(body, at + 1)
                 spec.sizes(shape)
-                at = end + prod(shape) * item_bytes(spec.dtype)
-                arrays.append(from_bytes(spec.name, spec.dtype, shape, body[end:at]))
-        except (IndexError, InputError):
+                begin = at + 1 + head.size
+                at = begin + length
+                array = from_bytes(spec.name, spec.dtype, shape, body[begin:at])
+                array.setflags(write=False)
+                arrays.append(array)
+        except (IndexError, StructError, InputError):
             return None
         return Remembered(tuple(arrays), born_ms) if at == len(body) else None
 

@@ -14,7 +14,6 @@ import numpy as np
 from tauten.core.tensor import TensorSpec
 from tauten.run.serve.call import Buffer, Call
 from tauten.run.serve.protocol.elements import BytesSpec, Packed, bounds
-from tauten.run.serve.protocol.elements import BytesSpec
 
 KEY_BYTES: Final = 16
 
@@ -32,8 +31,7 @@ class Keys:
     def __init__(
         self, secret: bytes, identity: Sequence[bytes], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        # The rows of elements of bytes are not of one length: such a request is remembered whole.
-        self.by_row = all(spec.batch_axis == 0 and not isinstance(spec, BytesSpec) for spec in (*inputs, *outputs))
+        self.by_row = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
         tensors = [f"{spec.name}\0{spec.dtype}\0{spec.shape_text}".encode() for spec in (*inputs, *outputs)]
         about = _framed([*identity, b"inputs", *tensors[: len(inputs)], b"outputs", *tensors[len(inputs) :]])
         self._row = _keyed(secret, b"row", about)

@@ -13,6 +13,7 @@ would drop for them. A hit moves nothing: it counts.
 from __future__ import annotations
 
 from collections import OrderedDict
+from sys import getsizeof
 from typing import Final
 
 from tauten.core.tensor import Array
@@ -87,6 +88,8 @@ class Memory:
         nbytes = ENTRY_BYTES
         for array in value:
             nbytes += ARRAY_BYTES + array.nbytes
+            if array.dtype.hasobject:  # elements of bytes, each an object of its own
+                nbytes += sum(map(getsizeof, array.flat))
         if nbytes > self.max_bytes // _LARGEST_SHARE or age_ns >= self.max_age_ns:
             return False
         known = key in self._ghosts
