@@ -7,7 +7,7 @@ a ``Decoder`` remembers what a request says beside its numbers, and with it stan
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from time import perf_counter_ns
 from typing import Final, NamedTuple, cast
 
@@ -15,7 +15,7 @@ from tauten.core.tensor import Array
 from tauten.errors import EngineError, InputError, NotReady, Overloaded, TautenError
 from tauten.run.serve.call import Call
 from tauten.run.serve.model import ServedModel
-from tauten.run.serve.protocol.datatypes import DATATYPES
+from tauten.run.serve.protocol.datatypes import DATATYPES, dump_numbers
 from tauten.run.serve.protocol.http import Respond
 from tauten.run.serve.protocol.layout import Decoder, Layout
 from tauten.run.serve.protocol.messages import (
@@ -28,6 +28,7 @@ from tauten.run.serve.protocol.messages import (
     fault_response,
 )
 from tauten.run.serve.protocol.v2 import HEADER_LENGTH, InferResponse, encode_response
+from tauten.run.serve.statistics import Statistics
 
 EXPLAIN: Final = "Tauten-Explain"
 """A request header: with it, the answer's headers say how it came about."""
@@ -63,6 +64,7 @@ class Infer:
         self._model = model
         self._decode = Decoder(model.inputs, model.outputs, batches=not exact)
         self._names = [spec.name for spec in model.outputs]
+        self._jsons: dict[Hashable, bytes] = {}
         self._places = {name: index for index, name in enumerate(self._names)}
 
     def __call__(self, request: Request, respond: Respond) -> Call | None:
@@ -106,17 +108,7 @@ class Infer:
             log.error("model %s failed", self._model.name, exc_info=fault)
             response = error_response(500, "internal error: the server's log has the details")
         else:
-            ended, started_ns, ended_ns = perf_counter_ns(), call.started_ns, call.ended_ns
-            statistics.succeeded(
-                call.rows,
-                (
-                    ended - call.arrived_ns,
-                    started_ns - asked.decoded_ns,
-                    asked.decoded_ns - call.arrived_ns,
-                    ended_ns - started_ns,
-                    ended - ended_ns,
-                ),
-            )
+            count_answered(statistics, call, asked.decoded_ns)
         if asked.explain:
             response = _explained(response, call, asked)
         asked.respond(response)
@@ -124,14 +116,17 @@ class Infer:
     def _response(self, call: Call, layout: Layout) -> Response:
         results = cast("Sequence[Array]", call.result)
         if len(results) == 1 and layout.id is None:
-            # One output as bytes, the usual answer: all but the bytes are the same for results of one shape.
+            # One output, the usual answer: all but the numbers are the same for results of one shape.
             result = results[0]
-            known = layout.answers.get(result.shape)
-            if known is None:
-                known = self._beginning(layout, result)
-            if known:
-                head, fixed = known
-                return Response(200, (head, result.data), BINARY_TYPE, (), fixed)
+            if layout.outputs.get(self._names[0]):
+                known = layout.answers.get(result.shape)
+                if known is None:
+                    known = self._beginning(layout, result)
+                if known:
+                    head, fixed = known
+                    return Response(200, (head, result.data), BINARY_TYPE, (), fixed)
+            else:
+                return Response(200, (self._before_numbers(result), dump_numbers(self._names[0], result), b"}]}"))
         outputs = {name: results[self._places[name]] for name in layout.outputs}
         message = encode_response(
             InferResponse(self._model.name, self._model.version, outputs, layout.id), layout.outputs
@@ -140,11 +135,23 @@ class Infer:
             return Response(200, message.parts, JSON_TYPE)
         return Response(200, message.parts, BINARY_TYPE, _length_header(message.header_length))
 
+    def _before_numbers(self, result: Array) -> bytes:
+        """The JSON of an answer with this one output, up to its numbers."""
+        key = (result.shape, result.dtype)
+        known = self._jsons.get(key)
+        if known is None:
+            answer = InferResponse(self._model.name, self._model.version, {self._names[0]: result})
+            whole = encode_response(answer, {self._names[0]: False}).parts[0]
+            known = bytes(whole[: bytes(whole).rindex(b'"data":') + len(b'"data":')])
+            if len(self._jsons) < _NOTED:
+                self._jsons[key] = known
+        return known
+
     def _beginning(self, layout: Layout, result: Array) -> tuple[bytes, bytes] | tuple[()]:
         """JSON and HTTP head in front of ``result``; nothing where it does not travel as it is."""
         known: tuple[bytes, bytes] | tuple[()] = ()
         plain = result.dtype.isnative and result.dtype.name in DATATYPES and result.flags.c_contiguous
-        if layout.outputs.get(self._names[0]) and plain and 0 < result.nbytes <= _ONE_PIECE:
+        if plain and 0 < result.nbytes <= _ONE_PIECE:
             answer = InferResponse(self._model.name, self._model.version, {self._names[0]: result})
             message = encode_response(answer, layout.outputs)
             if message.header_length is not None:
@@ -153,6 +160,32 @@ class Infer:
         if len(layout.answers) < _NOTED:
             layout.answers[result.shape] = known
         return known
+
+
+def count_answered(statistics: Statistics, call: Call, decoded_ns: int) -> None:
+    """``call``, whose request was read by ``decoded_ns``, has just been answered."""
+    ended, started_ns, ended_ns = perf_counter_ns(), call.started_ns, call.ended_ns
+    statistics.succeeded(
+        call.rows,
+        (
+            ended - call.arrived_ns,
+            started_ns - decoded_ns,
+            decoded_ns - call.arrived_ns,
+            ended_ns - started_ns,
+            ended - ended_ns,
+        ),
+    )
+
+
+def explanation(call: Call, decoded_ns: int) -> dict[str, int | str]:
+    """In which batch a request ran, how long it waited and why that batch left; names are those of headers."""
+    return {
+        "Tauten-Cached": int(call.cached),
+        "Tauten-Batch-Rows": call.batch_rows,
+        "Tauten-Queue-Us": max(0, call.started_ns - decoded_ns) // 1000,
+        "Tauten-Compute-Us": max(0, call.ended_ns - call.started_ns) // 1000,
+        "Tauten-Left-Because": call.why,
+    }
 
 
 def reason_of(fault: Exception) -> str:
@@ -177,14 +210,11 @@ def _length_header(length: int) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _explained(response: Response, call: Call, asked: _Asked) -> Response:
-    """``response`` with headers that say in which batch the request ran, how long it waited and why that batch left."""
+    """``response`` with headers that say how it came about."""
+    facts = explanation(call, asked.decoded_ns)
     headers = [
         *response.headers,
-        (b"Tauten-Cached", b"1" if call.cached else b"0"),
-        (b"Tauten-Batch-Rows", b"%d" % call.batch_rows),
-        (b"Tauten-Queue-Us", b"%d" % (max(0, call.started_ns - asked.decoded_ns) // 1000)),
-        (b"Tauten-Compute-Us", b"%d" % (max(0, call.ended_ns - call.started_ns) // 1000)),
-        (b"Tauten-Left-Because", call.why.encode("ascii")),
+        *((name.encode("ascii"), str(value).encode("ascii")) for name, value in facts.items()),
     ]
     if response.fixed:  # its headers are in there
         length = len(cast("bytes", response.body[0]))

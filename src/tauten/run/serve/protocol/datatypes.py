@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+import orjson
 
 from tauten.core.tensor import Array
 from tauten.errors import InputError
@@ -155,3 +156,8 @@ def json_ready(name: str, array: Array) -> Array | list[str]:
             f"output {name}: holds NaN or infinity, which JSON cannot say: ask for it with 'binary_data': true"
         )
     return np.ascontiguousarray(array).reshape(-1)
+
+
+def dump_numbers(name: str, array: Array) -> bytes:
+    """The elements of ``array``, flat, as JSON. Raises as ``json_ready`` does."""
+    return orjson.dumps(json_ready(name, array), option=orjson.OPT_SERIALIZE_NUMPY)

@@ -71,6 +71,9 @@ class Decoder:
         self._truths = [index for index, spec in enumerate(inputs) if spec.dtype == "bool"]
         self._elements = [index for index, spec in enumerate(inputs) if isinstance(spec, BytesSpec)]
         self._known: dict[bytes, Layout] = {}
+        self._checked: set[tuple[str, tuple[int, ...]]] = set()
+        self._raws: dict[int, Layout] = {}
+        self._fits: dict[tuple[tuple[int, ...], ...], tuple[int, Hashable]] = {}
 
     def __call__(self, body: bytes, header_length: int | None) -> tuple[Layout, Sequence[Buffer]]:
         """The layout of the request in ``body``, and a buffer of elements for each input, in the model's order.
@@ -80,7 +83,8 @@ class Decoder:
         if header_length is None:
             return self._numbers(body)
         if header_length == 0:
-            return self._raw(memoryview(body))
+            known = self._raws.get(len(body))
+            return self._raw(memoryview(body)) if known is None else (known, (body,))
         head = body[:header_length]
         layout = self._known.get(head)
         if layout is None:
@@ -133,9 +137,12 @@ class Decoder:
             datatype = string(entry, "datatype", name)
             if datatype != datatype_of(spec.dtype):
                 raise InputError(f"{name}: expected datatype {datatype_of(spec.dtype)}, got {datatype!r:.80}")
-            shape = shape_of(entry, name)
-            check_shape(spec, shape)
-            shapes[name] = tuple(shape)
+            shape = tuple(shape_of(entry, name))
+            if (name, shape) not in self._checked:
+                check_shape(spec, shape)
+                if len(self._checked) < _REMEMBERED:
+                    self._checked.add((name, shape))
+            shapes[name] = shape
             begin = tensors.at
             array = decode_data(entry, name, spec.dtype, shape, tensors)
             buffers[name] = Packed(to_bytes(array)) if isinstance(spec, BytesSpec) else array.data
@@ -155,7 +162,12 @@ class Decoder:
         return layout, [buffers[name] for name in self._specs]
 
     def _layout(self, shapes: tuple[tuple[int, ...], ...], outputs: dict[str, bool], asked: dict[str, Any]) -> Layout:
-        rows, group = fit(self._inputs, shapes)
+        found = self._fits.get(shapes)
+        if found is None:
+            found = fit(self._inputs, shapes)
+            if len(self._fits) < _REMEMBERED:
+                self._fits[shapes] = found
+        rows, group = found
         return Layout(
             shapes,
             rows,
@@ -186,13 +198,11 @@ class Decoder:
             if odd or not rows:
                 raise InputError(f"{spec.name}: expected a multiple of {row} bytes, got {len(data)}")
             shape[open_axes[0]] = rows
-        known = self._known.get(key := b"%d" % len(data))  # no JSON is a bare number
         array = from_bytes(spec.name, spec.dtype, shape, data)
-        if known is None:
-            known = self._layout((tuple(shape),), dict.fromkeys(self._names, True), {})
-            if len(self._known) < _REMEMBERED:
-                self._known[key] = known
-        return known, (array.data,)
+        layout = self._layout((tuple(shape),), dict.fromkeys(self._names, True), {})
+        if len(self._raws) < _REMEMBERED and not self._truths:
+            self._raws[len(data)] = layout
+        return layout, (array.data,)
 
     def _check_truths(self, layout: Layout, buffers: Sequence[Buffer]) -> None:
         for index in self._truths:

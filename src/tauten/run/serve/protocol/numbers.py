@@ -7,23 +7,46 @@ and says what is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import numpy as np
 import simdjson
 
 from tauten.core.tensor import Array, TensorSpec
+from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
 
 _SMALL: Final = 512
 """Bytes of a body for which the exact reader is as fast."""
-_CODES: Final[dict[str, tuple[Literal["d", "i", "u"], np.dtype[Any]]]] = {
-    **dict.fromkeys(("float32", "float64"), ("d", np.dtype(np.float64))),
-    **dict.fromkeys(("int8", "int16", "int32", "int64"), ("i", np.dtype(np.int64))),
-    **dict.fromkeys(("uint8", "uint16", "uint32", "uint64"), ("u", np.dtype(np.uint64))),
-}
+
+
+class _Kind(NamedTuple):
+    """How numbers of a type are read: what the parser calls them, as which type they come, and what they become."""
+
+    code: Literal["d", "i", "u"]
+    wide: np.dtype[Any]
+    dtype: np.dtype[Any]
+    least: Any
+    most: Any
+
+
+def _kinds() -> Iterator[tuple[str, _Kind]]:
+    codes: dict[str, Literal["d", "i", "u"]] = {"f": "d", "i": "i", "u": "u"}
+    wide = {"d": np.dtype(np.float64), "i": np.dtype(np.int64), "u": np.dtype(np.uint64)}
+    for name in DATATYPES:
+        dtype = np.dtype(name)
+        if name in BINARY_ONLY or dtype.kind not in codes:
+            continue
+        limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+        code = codes[dtype.kind]
+        # Limits in the type that is compared: to Python's own numbers every comparison would convert.
+        yield name, _Kind(code, wide[code], dtype, wide[code].type(limits.min), wide[code].type(limits.max))
+
+
+_KINDS: Final = dict(_kinds())
 
 _parser = simdjson.Parser()
+_least, _most = np.minimum.reduce, np.maximum.reduce
 
 
 def read(body: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, Any] | None:
@@ -48,7 +71,7 @@ def _read(body: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, Any] | None
         root = cast("simdjson.Object", _parser.parse(body))
     document: dict[str, Any] = {}
     lists = 0
-    for key, value in _members(root):
+    for key, value in _members(cast("simdjson.Object", root)):
         if key != "inputs":
             document[key] = plain(value)
             continue
@@ -80,7 +103,7 @@ def _members(item: simdjson.Object) -> list[tuple[str, Any]]:
 
 def _array(data: simdjson.Array, dtype: str, shape: list[int]) -> tuple[Array | None, int]:
     """The numbers of ``data``, flat or nested as ``shape``, and how many lists they were in."""
-    code, wide = _CODES[dtype]
+    kind = _KINDS[dtype]
     count = math.prod(shape)
     lists = 1
     if count and type(data[0]) is simdjson.Array:
@@ -89,20 +112,13 @@ def _array(data: simdjson.Array, dtype: str, shape: list[int]) -> tuple[Array | 
         for depth in range(1, len(shape)):
             lists += math.prod(shape[:depth])
     # The buffer is a copy: it does not keep the document.
-    array = np.frombuffer(data.as_buffer(of_type=code), wide)
+    array = np.frombuffer(data.as_buffer(of_type=kind.code), kind.wide)
     if len(array) != count:
         return None, 0
-    if array.dtype.name != dtype:
-        if code == "d":
-            with np.errstate(over="ignore"):
-                array = array.astype(dtype)
-            if not np.isfinite(array).all():
-                return None, 0
-        else:
-            limits = np.iinfo(dtype)
-            if count and (array.min() < limits.min or array.max() > limits.max):
-                return None, 0
-            array = array.astype(dtype)
+    if kind.dtype is not kind.wide:
+        if count and not (_least(array) >= kind.least and _most(array) <= kind.most):
+            return None, 0
+        array = array.astype(kind.dtype)
     return array.reshape(shape), lists
 
 
