@@ -47,6 +47,8 @@ class RateWeight(nn.Module):
         super().__init__()
         rows, columns = len(mask), mask.numel() // len(mask)
         self.rounds = step is not None
+        self._known: object = None
+        self._places = torch.empty(0, dtype=torch.int64)
         self.register_buffer("mask", mask.clone())
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
         self.register_buffer("row_square", torch.zeros(rows, device=mask.device))
@@ -65,7 +67,7 @@ class RateWeight(nn.Module):
             masked: Tensor = _Masked.apply(latent, self.mask, self._watch)  # type: ignore[no-untyped-call]
             return masked
         rounded: Tensor = _Rounded.apply(  # type: ignore[no-untyped-call]
-            latent, self.growth, self.mask, self.step, self._watch
+            latent, self.growth, self._kept(), self.step, self._watch
         )
         return rounded
 
@@ -76,6 +78,13 @@ class RateWeight(nn.Module):
     def importance(self) -> Tensor:
         """The squared gradient of each weight, ``(rows, columns)``: the averages' product, which is of rank one."""
         return torch.outer(self.row_square, self.column_square) / self.row_square.mean().clamp_min(1e-30)
+
+    def _kept(self) -> Tensor:
+        """Where the mask is set, row by row: few places, so that rounding is soon done. Found anew where it changed."""
+        now = (self.mask.data_ptr(), self.mask._version, self.mask.device)
+        if self._known != now:
+            self._known, self._places = now, self.mask.flatten().nonzero().flatten()
+        return self._places
 
     def _watch(self, gradient: Tensor) -> None:
         self.seen += 1
@@ -167,17 +176,12 @@ def _levels(latent: Tensor, step: Tensor) -> Tensor:
     return torch.where(latent < 0, -size, size)
 
 
-def _lying_as(latent: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Their product, in memory as the latent lies: a kernel of one input channel would else lie anew, and with it all
-    that the layers after it compute."""
-    return torch.mul(one, other, out=torch.empty_like(latent))
-
-
 class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, mask: Tensor, watch: Callable[[Tensor], None]) -> Tensor:
         ctx.watch = watch
-        return _lying_as(latent, latent, mask)
+        # In memory as the latent lies: a kernel of one input channel would else lie anew, and what it computes.
+        return torch.mul(latent, mask, out=torch.empty_like(latent))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -188,20 +192,21 @@ class _Masked(torch.autograd.Function):
 class _Rounded(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, growth: Tensor, mask: Tensor, step: Tensor, watch: Callable[[Tensor], None]
+        ctx: Any, latent: Tensor, growth: Tensor, kept: Tensor, step: Tensor, watch: Callable[[Tensor], None]
     ) -> Tensor:
-        levels = _levels(latent, step)
+        held = latent.take(kept)
+        levels = _levels(held, step)
         ctx.watch = watch
-        ctx.save_for_backward(latent, levels, mask, step)
-        return _lying_as(latent, levels * step, mask)
+        ctx.save_for_backward(held, levels, kept, step)
+        return torch.zeros_like(latent).put_(kept, levels * step)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        latent, levels, mask, step = ctx.saved_tensors
+        held, levels, kept, step = ctx.saved_tensors
         ctx.watch(gradient)
         # d(step * level) / d(log step): what rounding adds, or the whole number where the smallest level holds it.
-        scaled = latent / step
-        slope = torch.where(scaled.abs() < 0.5, levels, levels - scaled) * step * mask
-        share = _PACE * mask.sum().clamp_min(1).rsqrt()
-        return gradient, (gradient * slope).sum() * share, None, None, None
+        scaled = held / step
+        slope = torch.where(scaled.abs() < 0.5, levels, levels - scaled) * step
+        share = _PACE * max(1, kept.numel()) ** -0.5
+        return gradient, (gradient.take(kept) * slope).sum() * share, None, None, None
