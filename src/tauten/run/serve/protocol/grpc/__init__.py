@@ -1,0 +1,8 @@
+"""The Open Inference Protocol V2 over gRPC: what travels, as protocol buffers. Needs the extra ``grpc``.
+
+::
+
+    schema     descriptors built in code ── messages     the services' messages and methods
+                                            ├── codec    tensors <-> messages
+                                            └── status   faults -> gRPC's status codes
+"""

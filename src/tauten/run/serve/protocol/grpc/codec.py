@@ -1,0 +1,309 @@
+"""Inference messages over gRPC as values: bytes in, bytes out, no I/O and no clock.
+
+Tensors travel raw (little-endian, row-major, in the order of the inputs, beside them) or typed (numbers within the
+input's ``contents``); a request has one or the other. Answers are raw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from tauten.core.tensor import Array, TensorSpec
+from tauten.errors import InputError
+from tauten.run.serve.call import ALONE, Buffer
+from tauten.run.serve.protocol.datatypes import datatype_of, from_bytes, item_bytes, to_bytes
+from tauten.run.serve.protocol.elements import BYTES, BytesSpec, Packed, pack_elements
+from tauten.run.serve.protocol.grpc.messages import MESSAGES
+from tauten.run.serve.protocol.layout import MOST_MICROSECONDS, MOST_PRIORITY, check_shape, fit, whole
+from tauten.run.serve.protocol.v2 import MAX_DIM, UNSUPPORTED
+
+Raw = bytes | memoryview
+
+REQUEST: Final = MESSAGES.of("inference.ModelInferRequest")
+RESPONSE: Final = MESSAGES.of("inference.ModelInferResponse")
+
+VIEWS_FROM_BYTES: Final = 64 * 2**10
+"""From this size on, raw tensors are seen in the message as it came and not copied out of it."""
+
+_CONTENTS: Final = {
+    "bool": "bool_contents",
+    "int8": "int_contents",
+    "int16": "int_contents",
+    "int32": "int_contents",
+    "int64": "int64_contents",
+    "uint8": "uint_contents",
+    "uint16": "uint_contents",
+    "uint32": "uint_contents",
+    "uint64": "uint64_contents",
+    "float32": "fp32_contents",
+    "float64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+"""The field of typed contents that carries each type; the others travel raw alone."""
+
+_RAW_INPUT: Final = 7 << 3 | 2
+_RAW_OUTPUT: Final = 6 << 3 | 2
+
+
+def parse(kind: Any, data: bytes) -> Any:
+    """``data`` as a message of class ``kind``. Raises ``InputError`` where it is none."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        raise InputError(
+            f"expected a message {kind.DESCRIPTOR.full_name}, got {len(data)} bytes that are none"
+        ) from None
+
+
+def parse_request(data: bytes) -> tuple[Any, Sequence[Raw]]:
+    """A ``ModelInferRequest`` and its raw tensors. Raises ``InputError`` where ``data`` is none."""
+    if len(data) >= VIEWS_FROM_BYTES:
+        apart = split_raw(data)
+        if apart is not None:
+            return parse(REQUEST, apart[0]), apart[1]
+    message = parse(REQUEST, data)
+    return message, message.raw_input_contents
+
+
+def split_raw(data: bytes) -> tuple[bytes, list[memoryview]] | None:
+    """A request's message without its raw tensors, and views of these; ``None`` where ``data`` is not plain."""
+    view = memoryview(data)
+    rest: list[memoryview] = []
+    raw: list[memoryview] = []
+    at = kept = 0
+    while at < len(data):
+        begin = at
+        tag, at = _varint(data, at)
+        if tag & 7 == 2:
+            size, at = _varint(data, at)
+            at += size
+            if tag == _RAW_INPUT:
+                raw.append(view[at - size : at])
+                rest.append(view[kept:begin])
+                kept = at
+        elif tag & 7 == 0:
+            _, at = _varint(data, at)
+        else:
+            return None  # a field that the protocol does not have: protobuf itself shall judge
+    if at != len(data):
+        return None
+    rest.append(view[kept:])
+    return b"".join(rest), raw
+
+
+@dataclass(slots=True)
+class Asked:
+    """What a request says: a buffer of elements and a shape for each of the model's inputs, in the model's order.
+
+    Requests of one ``group`` fit into one batch. ``outputs`` are the names that are asked for, in order.
+    """
+
+    buffers: list[Buffer]
+    shapes: list[tuple[int, ...]]
+    rows: int
+    group: Hashable
+    outputs: list[str]
+    priority: int
+    timeout_ns: int
+    wants_final: bool
+    """The client wants to be told, in a stream, which answer to a request is the last."""
+
+
+class Decoder:
+    """Reads requests for a model with these inputs and outputs."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batches: bool = True) -> None:
+        self._inputs = tuple(inputs)
+        self._places = {spec.name: place for place, spec in enumerate(inputs)}
+        self._outputs = [spec.name for spec in outputs]
+        self._shares = batches and all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
+
+    def __call__(self, message: Any, raw: Sequence[Raw]) -> Asked:
+        """Raises ``InputError`` that says what was expected and what came, and nothing else, whatever the message."""
+        buffers, shapes = self._tensors(message.inputs, raw)
+        rows, group = fit(self._inputs, shapes)
+        parameters = plain_parameters(message.parameters)
+        refuse_unsupported("request", parameters)
+        return Asked(
+            buffers,
+            shapes,
+            rows,
+            group if self._shares else ALONE,
+            self._choose(message.outputs),
+            priority=whole(parameters, "priority", MOST_PRIORITY),
+            timeout_ns=1000 * whole(parameters, "timeout", MOST_MICROSECONDS),
+            wants_final=parameters.get("triton_enable_empty_final_response") is True,
+        )
+
+    def _tensors(self, tensors: Any, raw: Sequence[Raw]) -> tuple[list[Buffer], list[tuple[int, ...]]]:
+        if raw and len(raw) != len(tensors):
+            raise InputError(f"expected raw_input_contents for each of {len(tensors)} inputs, got {len(raw)}")
+        count = len(self._inputs)
+        buffers: list[Buffer] = [b""] * count
+        shapes: list[tuple[int, ...]] = [()] * count
+        missing = set(self._places)
+        for index, tensor in enumerate(tensors):
+            place = self._places.get(tensor.name)
+            if place is None:
+                raise InputError(f"no input named {tensor.name!r:.80}: expected {list(self._places)}")
+            if tensor.name not in missing:
+                raise InputError(f"input {tensor.name!r} came twice")
+            missing.remove(tensor.name)
+            spec = self._inputs[place]
+            shape = _shape(tensor, spec)
+            if tensor.parameters:
+                refuse_unsupported(spec.name, tensor.parameters)
+            shapes[place] = shape
+            if not raw:
+                buffers[place] = _from_contents(tensor.contents, spec, shape)
+            elif tensor.HasField("contents") and tensor.contents.ByteSize():
+                raise InputError(f"{spec.name}: expected raw_input_contents or contents, got both")
+            else:
+                buffers[place] = _checked(spec, shape, raw[index])
+        if missing:
+            raise InputError(f"expected inputs {list(self._places)}, got {[tensor.name for tensor in tensors]}")
+        return buffers, shapes
+
+    def _choose(self, outputs: Any) -> list[str]:
+        """The outputs that a request names, in its order; all where it names none."""
+        if not outputs:
+            return self._outputs
+        chosen: list[str] = []
+        for output in outputs:
+            if output.name not in self._outputs:
+                raise InputError(f"no output named {output.name!r:.80}: expected some of {self._outputs}")
+            if output.name in chosen:
+                raise InputError(f"output {output.name!r} was asked for twice")
+            if output.parameters:
+                refuse_unsupported(output.name, output.parameters)
+            chosen.append(output.name)
+        return chosen
+
+
+def encode_response(
+    name: str,
+    version: str,
+    request_id: str,
+    outputs: Iterable[tuple[str, Array]],
+    parameters: Mapping[str, bool | int | str] = MappingProxyType({}),
+) -> bytes:
+    """The bytes of a ``ModelInferResponse``."""
+    message = RESPONSE(model_name=name, model_version=version, id=request_id)
+    raw: list[Raw] = []
+    for output, array in outputs:
+        message.outputs.add(name=output, datatype=datatype_of(array.dtype.name), shape=array.shape)
+        data = to_bytes(array)
+        # Written behind the message as protobuf would write it, without the two copies that go through it.
+        raw += (_tagged(_RAW_OUTPUT, data.nbytes), data)
+    for key, value in parameters.items():
+        kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
+        setattr(message.parameters[key], f"{kind}_param", value)
+    return b"".join((message.SerializeToString(), *raw))
+
+
+def refuse_unsupported(owner: str, parameters: Mapping[str, Any]) -> None:
+    """Raise ``InputError`` for parameters that would change what the data means, and that are not known here."""
+    for name in UNSUPPORTED:
+        if name in parameters:
+            raise InputError(f"{owner}: the parameter '{name}' belongs to an extension that this server does not have")
+
+
+def plain_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of parameters, as JSON would have them; one that holds no value is ``None``."""
+    found: dict[str, Any] = {}
+    for name, value in parameters.items():
+        chosen = value.WhichOneof("parameter_choice")
+        found[name] = None if chosen is None else getattr(value, chosen)
+    return found
+
+
+def _shape(tensor: Any, spec: TensorSpec) -> tuple[int, ...]:
+    """The tensor's shape, held against ``spec`` before anything is allocated."""
+    expected = datatype_of(spec.dtype)
+    if tensor.datatype != expected:
+        raise InputError(f"{spec.name}: expected datatype {expected}, got {tensor.datatype!r:.80}")
+    if len(tensor.shape) > 64:
+        raise InputError(f"{spec.name}: expected a shape of at most 64 dimensions, got {len(tensor.shape)}")
+    shape = tuple(tensor.shape)
+    for dim in shape:
+        if not 0 <= dim <= MAX_DIM:
+            raise InputError(f"{spec.name}: expected dimensions from 0 to {MAX_DIM}, got {dim}")
+    check_shape(spec, shape)
+    return shape
+
+
+def _checked(spec: TensorSpec, shape: tuple[int, ...], data: Raw) -> Buffer:
+    """``data`` as it is, where it is as long as ``shape`` says and each of its elements is one."""
+    if isinstance(spec, BytesSpec):
+        from_bytes(spec.name, BYTES, shape, memoryview(data))
+        return Packed(data)
+    if spec.dtype == "bool" or len(data) != math.prod(shape) * item_bytes(spec.dtype):
+        from_bytes(spec.name, spec.dtype, shape, memoryview(data))  # says what is wrong
+    return data
+
+
+def _from_contents(contents: Any, spec: TensorSpec, shape: tuple[int, ...]) -> Buffer:
+    datatype = datatype_of(spec.dtype)
+    wanted = _CONTENTS.get(spec.dtype)
+    if wanted is None:
+        raise InputError(f"{spec.name}: {datatype} has no typed contents: send it in raw_input_contents")
+    for field, _ in contents.ListFields():
+        if field.name != wanted:
+            raise InputError(f"{spec.name}: expected {datatype} in {wanted}, got {field.name}")
+    numbers = getattr(contents, wanted)
+    expected = math.prod(shape)
+    if len(numbers) != expected:
+        raise InputError(
+            f"{spec.name}: expected {expected} elements in {wanted} for shape {list(shape)}, got {len(numbers)}"
+        )
+    if isinstance(spec, BytesSpec):
+        return Packed(pack_elements(numbers))
+    array: Array = np.array(numbers, _WIDE[wanted])
+    if array.dtype.name != spec.dtype:
+        info = np.iinfo(spec.dtype)
+        if array.size and not (info.min <= array.min() and array.max() <= info.max):
+            raise InputError(f"{spec.name}: a number lies outside the range of {datatype}")
+        array = array.astype(spec.dtype)
+    return array.data
+
+
+_WIDE: Final = {
+    "bool_contents": np.bool_,
+    "int_contents": np.int32,
+    "int64_contents": np.int64,
+    "uint_contents": np.uint32,
+    "uint64_contents": np.uint64,
+    "fp32_contents": np.float32,
+    "fp64_contents": np.float64,
+}
+"""The NumPy type of the numbers in each field."""
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number that starts at ``at``, and where it ends; past the end where it is cut off or too long."""
+    number = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    return 0, len(data) + 1
+
+
+def _tagged(tag: int, size: int) -> bytes:
+    """A field's tag and length."""
+    head = bytearray((tag,))
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head)

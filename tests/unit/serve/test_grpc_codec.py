@@ -1,0 +1,279 @@
+"""Messages of inference over gRPC, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from tauten.core.tensor import TensorSpec
+from tauten.errors import InputError
+from tauten.run.serve.call import ALONE
+from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
+from tauten.run.serve.protocol.elements import BytesSpec, bounds, pack_elements, to_objects
+from tauten.run.serve.protocol.grpc import codec
+from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, encode_response, parse_request, split_raw
+from tauten.run.serve.protocol.grpc.messages import HEALTH, INFERENCE, MESSAGES, REFLECTIONS
+from tauten.run.serve.protocol.grpc.schema import Schema
+from tests.unit.serve.grpc_tiny import REQUEST, RESPONSE, arrays_of, field_of, ones, request_of
+
+X = TensorSpec(name="x", shape=("batch", 3))
+Y = TensorSpec(name="y", shape=("batch", "length"), dtype="int8")
+B = TensorSpec(name="b", shape=(2,), dtype="bool")
+
+
+def decode(message: Any, *specs: TensorSpec, outputs: tuple[TensorSpec, ...] = (X, Y)) -> Asked:
+    return Decoder(specs or (X,), outputs)(*parse_request(message.SerializeToString()))
+
+
+def back(asked: Asked, specs: tuple[TensorSpec, ...]) -> list[np.ndarray[Any, Any]]:
+    return [
+        np.frombuffer(data, spec.dtype).reshape(shape)
+        for data, shape, spec in zip(asked.buffers, asked.shapes, specs, strict=True)
+    ]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[tuple[TensorSpec, ...], dict[str, np.ndarray[Any, Any]]]:
+    rows = draw(st.integers(1, 3))
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    specs = []
+    for index in range(draw(st.integers(1, 3))):
+        dtype = draw(st.sampled_from(list(DATATYPES)))
+        inner = draw(st.lists(st.integers(0, 3), max_size=2))
+        name = f"t{index}"
+        found[name] = draw(arrays.arrays(dtype, (rows, *inner)))
+        specs.append(TensorSpec(name=name, shape=("batch", *inner), dtype=dtype))
+    return tuple(specs), found
+
+
+@given(tensors(), st.randoms(use_true_random=False), st.booleans())
+def test_what_goes_in_comes_out_whatever_the_types_shapes_and_order(tensors: Any, random: Any, large: bool) -> None:
+    specs, given_arrays = tensors
+    names = list(given_arrays)
+    random.shuffle(names)
+    shuffled = {name: given_arrays[name] for name in names}
+    typed = not any(array.dtype.name in BINARY_ONLY for array in given_arrays.values())
+    for message in (request_of(shuffled), *([request_of(shuffled, typed=True)] if typed else [])):
+        data = message.SerializeToString()
+        apart = split_raw(data)
+        assert apart is not None
+        parsed = (codec.parse(REQUEST, apart[0]), apart[1]) if large else parse_request(data)
+        asked = Decoder(specs, specs)(*parsed)
+        assert asked.rows == len(next(iter(given_arrays.values())))
+        for came, wanted in zip(back(asked, specs), given_arrays.values(), strict=True):
+            np.testing.assert_array_equal(came, wanted, strict=True)
+    response = RESPONSE.FromString(encode_response("m", "1", "7", given_arrays.items()))
+    assert (response.model_name, response.model_version, response.id) == ("m", "1", "7")
+    for name, array in arrays_of(response).items():
+        np.testing.assert_array_equal(array, given_arrays[name], strict=True)
+
+
+def test_a_large_tensor_is_seen_where_it_came() -> None:
+    array = np.arange(3 * 2**14, dtype=np.float32).reshape(-1, 3)
+    message = request_of({"x": array})
+    data = message.SerializeToString()
+    assert len(data) > codec.VIEWS_FROM_BYTES
+    parsed, raw = parse_request(data)
+    assert [view.obj for view in raw] == [data]  # type: ignore[union-attr]
+    assert not parsed.raw_input_contents
+    parsed.raw_input_contents.extend(bytes(view) for view in raw)
+    assert parsed == message
+
+
+@given(st.binary(max_size=200))
+def test_taking_a_message_apart_agrees_with_protobuf(data: bytes) -> None:
+    try:
+        whole = REQUEST.FromString(data)
+    except DecodeError:
+        return  # whatever was taken apart is parsed, and refused, later
+    apart = split_raw(data)
+    if apart is not None:
+        message = REQUEST.FromString(apart[0])
+        message.raw_input_contents.extend(bytes(view) for view in apart[1])
+        assert message == whole
+
+
+@given(st.data())
+def test_any_bytes_are_a_request_or_an_input_error(data: st.DataObject) -> None:
+    valid = bytearray(ones(2, typed=data.draw(st.booleans()), outputs=["x"]).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 4))):
+        valid[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(InputError):
+        Decoder((X,), (X,))(*parse_request(bytes(valid[: data.draw(st.integers(0, len(valid)))])))
+
+
+def test_rows_and_groups() -> None:
+    y = np.zeros((2, 5), np.int8)
+    asked = decode(request_of({"y": y}), Y)
+    assert (asked.rows, asked.group) == (2, (5,))
+    assert decode(request_of({"y": y}), Y, outputs=(B,)).group is ALONE
+    apart = Decoder((Y,), (Y,), batches=False)(*parse_request(request_of({"y": y}).SerializeToString()))
+    assert apart.group is ALONE
+
+
+def test_elements_of_bytes_travel_raw_and_typed() -> None:
+    spec = BytesSpec(name="text", shape=("batch",))
+    raw = REQUEST(model_name="m", raw_input_contents=[pack_elements([b"ab", b""])])
+    raw.inputs.add(name="text", datatype="BYTES", shape=[2])
+    typed = REQUEST(model_name="m")
+    typed.inputs.add(name="text", datatype="BYTES", shape=[2]).contents.bytes_contents.extend([b"ab", b""])
+    for message in (raw, typed):
+        asked = decode(message, spec, outputs=(spec,))
+        assert (asked.rows, asked.group) == (2, ())
+        assert bounds(asked.buffers[0], 2) == [0, 6, 10]  # type: ignore[arg-type]
+    raw.raw_input_contents[0] += b"!"
+    wrong(raw, "text: expected 4 bytes of length at byte 10, only 1 are left", spec)
+    response = RESPONSE.FromString(encode_response("m", "1", "", [("text", to_objects([b"ab", b""], (2,)))]))
+    assert response.outputs[0].datatype == "BYTES"
+    assert response.raw_output_contents[0] == pack_elements([b"ab", b""])
+
+
+def test_parameters_are_priority_and_timeout() -> None:
+    message = ones()
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["timeout"].int64_param = 1500
+    message.parameters["sequence_of_others"].string_param = "kept out"
+    asked = decode(message)
+    assert (asked.priority, asked.timeout_ns) == (2, 1_500_000)
+
+
+def wrong(message: Any, text: str, *specs: TensorSpec) -> None:
+    with pytest.raises(InputError, match=text):
+        decode(message, *specs)
+
+
+def test_each_mistake_is_named() -> None:
+    wrong(REQUEST(), r"expected inputs \['x'\], got \[\]")
+    wrong(request_of({"z": np.zeros((1, 3), np.float32)}), r"no input named 'z': expected \['x'\]")
+    wrong(request_of({"x": np.zeros((1, 3), np.float64)}), "x: expected datatype FP32, got 'FP64'")
+    wrong(request_of({"x": np.zeros((1, 4), np.float32)}), r"x: expected shape \(batch, 3\), got \(1, 4\)")
+    wrong(request_of({"x": np.zeros((0, 3), np.float32)}), "expected dimension 'batch' to be at least 1")
+    wrong(ones(outputs=["z"]), r"no output named 'z': expected some of \['x', 'y'\]")
+    wrong(ones(outputs=["x", "x"]), "output 'x' was asked for twice")
+    twice = ones()
+    twice.inputs.append(twice.inputs[0])
+    wrong(twice, "expected raw_input_contents for each of 2 inputs, got 1")
+    twice.raw_input_contents.append(twice.raw_input_contents[0])
+    wrong(twice, "input 'x' came twice")
+    both = ones()
+    both.inputs[0].contents.fp32_contents.append(1)
+    wrong(both, "x: expected raw_input_contents or contents, got both")
+    short = ones()
+    short.raw_input_contents[0] = b"1234"
+    wrong(short, r"x: expected 12 bytes for shape \[1, 3\] of FP32, got 4")
+    few = ones(typed=True)
+    del few.inputs[0].contents.fp32_contents[0]
+    wrong(few, r"x: expected 3 elements in fp32_contents for shape \[1, 3\], got 2")
+    other = ones(typed=True)
+    other.inputs[0].contents.int_contents.append(1)
+    wrong(other, "x: expected FP32 in fp32_contents, got int_contents")
+    negative = ones()
+    negative.inputs[0].shape[0] = -1
+    wrong(negative, "x: expected dimensions from 0 to 2147483647, got -1")
+    deep = ones()
+    deep.inputs[0].shape.extend([1] * 70)
+    wrong(deep, "expected a shape of at most 64 dimensions, got 72")
+    wrong(request_of({"y": np.zeros((1, 1), np.int8)}, typed=True), "expected inputs", X, Y)
+    half = TensorSpec(name="h", shape=(1,), dtype="float16")
+    message = request_of({"h": np.zeros(1, np.float16)})
+    del message.raw_input_contents[:]
+    wrong(message, "h: FP16 has no typed contents: send it in raw_input_contents", half)
+
+
+def test_numbers_outside_a_type_are_refused() -> None:
+    message = request_of({"y": np.array([[1, 2]], np.int8)}, typed=True)
+    message.inputs[0].contents.int_contents[1] = 128
+    wrong(message, "y: a number lies outside the range of INT8", Y)
+    message.inputs[0].contents.int_contents[1] = -128
+    assert back(decode(message, Y), (Y,))[0].tolist() == [[1, -128]]
+    truth = request_of({"b": np.array([True, False])})
+    truth.raw_input_contents[0] = b"\x01\x02"
+    wrong(truth, "b: expected bytes 0 or 1 for BOOL, got another", B)
+
+
+@pytest.mark.parametrize(("name", "field", "value"), [
+    ("priority", "int64_param", -1),
+    ("timeout", "string_param", "soon"),
+    ("timeout", "double_param", 1.0),
+    ("timeout", "bool_param", True),
+])  # fmt: skip
+def test_parameters_of_another_kind_are_refused(name: str, field: str, value: object) -> None:
+    message = ones()
+    setattr(message.parameters[name], field, value)
+    wrong(message, f"expected the parameter '{name}' to be a whole number")
+
+
+def test_extensions_that_are_not_there_are_refused() -> None:
+    for place in ("request", "input", "output"):
+        message = ones(outputs=["x"])
+        owner = {"request": message, "input": message.inputs[0], "output": message.outputs[0]}[place]
+        owner.parameters["shared_memory_region"].string_param = "r"
+        wrong(message, "'shared_memory_region' belongs to an extension that this server does not have")
+
+
+def fields(descriptor: Any) -> dict[str, Any]:
+    """What decides the bytes of a message: each field's number, type and whether it repeats, and nested messages."""
+    return {
+        field.name: (
+            field.number,
+            field.type,
+            field.is_repeated,
+            field.containing_oneof and field.containing_oneof.name,
+            field.enum_type and [(value.name, value.number) for value in field.enum_type.values],
+            field.message_type and field.message_type.name,
+        )
+        for field in descriptor.fields
+    }
+
+
+def assert_within(ours: Any, theirs: Any) -> None:
+    """Each field of ``ours``, and of the messages in it, is the same in ``theirs``."""
+    known = fields(theirs)
+    for name, facts in fields(ours).items():
+        assert known[name] == facts, f"{ours.full_name}.{name}"
+    for inner in ours.nested_types:
+        assert_within(inner, theirs.nested_types_by_name[inner.name])
+
+
+def test_messages_are_those_of_an_independent_client() -> None:
+    pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed")
+    from tritonclient.grpc import model_config_pb2, service_pb2
+
+    for name in INFERENCE.messages:
+        if "." not in name:
+            module = service_pb2 if name in service_pb2.DESCRIPTOR.message_types_by_name else model_config_pb2
+            assert_within(MESSAGES.of(f"inference.{name}").DESCRIPTOR, module.DESCRIPTOR.message_types_by_name[name])
+    theirs = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+    for name, method in MESSAGES.methods(INFERENCE).items():
+        other = theirs.methods_by_name[name]
+        assert method.request.DESCRIPTOR.full_name == other.input_type.full_name
+        assert method.response.DESCRIPTOR.full_name == other.output_type.full_name
+        assert (method.request_streaming, method.response_streaming) == (
+            other.client_streaming,
+            other.server_streaming,
+        )
+
+
+def test_health_and_reflection_are_those_of_the_public_packages() -> None:
+    health = pytest.importorskip("grpc_health.v1.health_pb2")
+    reflection = pytest.importorskip("grpc_reflection.v1alpha.reflection_pb2")
+    for schema, package in ((HEALTH, health), (REFLECTIONS[1], reflection)):
+        for name in schema.messages:
+            theirs = package.DESCRIPTOR.message_types_by_name[name]
+            assert_within(MESSAGES.of(f"{schema.package}.{name}").DESCRIPTOR, theirs)
+
+
+def test_a_line_that_is_no_field_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"p\.M: expected TYPE NAME = NUMBER, got 'string name'"):
+        Schema("f", "p", {"M": "string name"}).descriptor()
+
+
+def test_the_fields_of_typed_contents() -> None:
+    assert {dtype: field_of(dtype) for dtype in codec._CONTENTS} == codec._CONTENTS
