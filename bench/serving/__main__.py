@@ -54,6 +54,8 @@ def main() -> None:
         model_of(visit.points[0])
         python(SERVERS[visit.server].environment if visit.server != RAW else "granian")
     cores = os.sched_getaffinity(0)
+    if not {0, CLIENT_CORE} <= cores:
+        raise SystemExit(f"expected cores 0 and {CLIENT_CORE}, one for the server and one for the client, got {cores}")
     os.sched_setaffinity(0, {CLIENT_CORE})
     faults = measure(plan, rounds, seconds, store)
     os.sched_setaffinity(0, cores)  # the machine's description counts them
