@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -66,18 +67,19 @@ def encode_post(address: Address, path: str, message: Message) -> bytes:
 
 
 class Client(asyncio.Protocol):
-    """Sends whole requests to ``address``; connects when needed, again where the server closed."""
+    """Sends whole requests to ``address``; connects when needed, again where the server closed. ``tls`` encrypts."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, tls: ssl.SSLContext | None = None) -> None:
         self._address = address
+        self._tls = tls
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[Answer] | None = None
 
     async def send(self, request: bytes) -> Answer:
         """The response to ``request``. Raises ``OSError`` where the connection fails before it came whole."""
-        if self._transport is None or self._transport.is_closing():
-            await self._loop.create_connection(lambda: self, self._address.host, self._address.port)
+        if not self.open:
+            await self._loop.create_connection(lambda: self, self._address.host, self._address.port, ssl=self._tls)
         transport = cast("asyncio.Transport", self._transport)
         self._answer = self._loop.create_future()
         self._received = 0
@@ -89,6 +91,11 @@ class Client(asyncio.Protocol):
             raise
         finally:
             self._answer = None
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._transport is not None and not self._transport.is_closing()
 
     def close(self) -> None:
         """Close the connection."""

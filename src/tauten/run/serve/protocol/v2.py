@@ -60,13 +60,19 @@ class Message:
 
 
 def encode_request(
-    inputs: Mapping[str, Array], *, binary: bool, outputs: Sequence[str] = (), request_id: str | None = None
+    inputs: Mapping[str, Array],
+    *,
+    binary: bool,
+    outputs: Sequence[str] = (),
+    request_id: str | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Message:
     """The body that asks for ``outputs`` (all where none is named), with data both ways as bytes or as JSON."""
     document: dict[str, Any] = {} if request_id is None else {"id": request_id}
     document["inputs"], tensors = _encode_tensors(inputs, dict.fromkeys(inputs, binary))
-    if binary:
-        document["parameters"] = {"binary_data_output": True}
+    all_parameters = {**(parameters or {}), **({"binary_data_output": True} if binary else {})}
+    if all_parameters:
+        document["parameters"] = all_parameters
     if outputs:
         document["outputs"] = [{"name": name} for name in outputs]
     return _message(document, tensors)
@@ -145,7 +151,7 @@ def decode_data(entry: dict[str, Any], name: str, dtype: str, shape: Sequence[in
 
 
 def choose_outputs(document: dict[str, Any], names: list[str], as_bytes: bool) -> dict[str, bool]:
-    if not document.get("outputs"):
+    if document.get("outputs") in (None, []):
         return dict.fromkeys(names, as_bytes)
     chosen: dict[str, bool] = {}
     for entry in objects(document, "outputs"):
