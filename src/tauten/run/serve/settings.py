@@ -14,25 +14,33 @@ from tauten.run.serve.protocol.limits import Limits, Seconds
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 
 
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
 class ServeSettings(Value):
     """Where a server listens, how much it does at once and how long it waits.
 
-    ``port`` 0 lets the system choose. ``instances`` batches run at once, ``queue`` requests more wait; a request beyond
-    that is refused. ``run_in`` is where they run: ``loop`` is the event loop, for one instance of a model that takes
-    less time than handing it to a thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the
-    batching policy; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds waiting and running of
-    one request, ``drain_s`` how long a stopping server finishes what is under way.
+    ``port`` 0 lets the system choose; with a ``grpc_port``, which needs the extra ``grpc``, there is gRPC as well.
+    ``instances`` batches run at once, ``queue`` requests more wait; a request beyond that is refused. ``run_in`` is
+    where they run: ``loop`` is the event loop, for one instance of a model that takes less time than handing it to a
+    thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the batching policy, ``balancer`` the
+    one by which an instance is chosen; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds
+    waiting and running of one request, ``drain_s`` how long a stopping server finishes what is under way. With
+    ``watch_s``, it looks that often whether artifacts have changed.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
-    instances: Annotated[int, Field(ge=1, le=256)] = 1
+    port: Port = 8000
+    grpc_port: Port | None = None
+    instances: Annotated[int, Field(ge=1, le=256)] | None = None
     run_in: Literal["auto", "loop", "thread"] = "auto"
     scheduler: Annotated[str, Field(min_length=1)] = "continuous"
+    balancer: Annotated[str, Field(min_length=1)] = "pull"
     exact_batches: bool = False
     queue: Annotated[int, Field(ge=0)] = 256
     answer_s: Seconds = 30.0
     drain_s: Seconds = 30.0
+    watch_s: Seconds | None = None
     limits: Limits = Limits()
 
 

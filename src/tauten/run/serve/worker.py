@@ -11,10 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from random import Random
 from time import perf_counter_ns
 from typing import Final
 
 from tauten.errors import NotReady, Overloaded
+from tauten.run.serve.balancer import Balancer
+from tauten.run.serve.balancers import BALANCERS, DEFAULT
 from tauten.run.serve.call import ALONE, Batch, Call
 from tauten.run.serve.instance import Instance, InstanceLost
 from tauten.run.serve.scheduler import Scheduler
@@ -28,9 +31,10 @@ _SWEEP_S: Final = 0.5
 class Worker:
     """Runs calls on ``instances`` and lets ``queue`` wait. Belongs to one event loop, in whose thread it is called.
 
-    Where an instance is idle, it takes what has arrived. A call with more rows than fit into a batch runs in parts.
-    Where a batch fails, each of its calls runs once more by itself, so that one that cannot work spoils no other's
-    answer. ``answer_s`` bounds the time from arrival to answer. ``ran`` is told of each batch: rows and nanoseconds.
+    ``balancer`` says which instance takes what has arrived, by default an idle one. A call with more rows than fit into
+    a batch runs in parts. Where a batch fails, each of its calls runs once more by itself, so that one that cannot work
+    spoils no other's answer. ``answer_s`` bounds the time from arrival to answer. ``ran`` is told of each batch: rows
+    and nanoseconds.
     """
 
     def __init__(
@@ -40,10 +44,12 @@ class Worker:
         *,
         queue: int,
         answer_s: float,
+        balancer: Balancer | None = None,
         ran: Callable[[int, int], None] = lambda rows, duration_ns: None,
     ) -> None:
         self._instances = instances
         self._scheduler = scheduler
+        self._balancer = balancer or BALANCERS.get(DEFAULT)(1, Random(0))
         self._queue = queue
         self._answer_ns = int(answer_s * 1e9)
         self._loop = asyncio.get_running_loop()
@@ -56,6 +62,11 @@ class Worker:
         self._tell = ran
         for instance in instances:
             instance.changed = self._soon
+
+    @property
+    def instances(self) -> int:
+        """How many batches run at once."""
+        return len(self._instances)
 
     @property
     def waiting(self) -> int:
@@ -79,7 +90,7 @@ class Worker:
             call.refuse(NotReady("the model is being unloaded"))
             return
         scheduler = self._scheduler
-        if scheduler.waiting >= self._queue and (scheduler.waiting or not self._idle()):
+        if scheduler.waiting >= self._queue and (scheduler.waiting or not self._pick()):
             call.refuse(Overloaded(f"the queue is full: {scheduler.waiting} requests wait, try again later"))
             return
         latest = now + self._answer_ns
@@ -111,12 +122,10 @@ class Worker:
         for instance in self._instances:
             instance.close()
 
-    def _idle(self) -> Instance | None:
-        """An instance that has nothing to do."""
-        for instance in self._instances:
-            if not instance.outstanding and instance.healthy:
-                return instance
-        return None
+    def _pick(self) -> Instance | None:
+        """The instance that takes the next batch, where one may take it now."""
+        picked = self._balancer.pick([one.outstanding if one.healthy else None for one in self._instances])
+        return None if picked is None else self._instances[picked]
 
     def _soon(self) -> None:
         if not self._due and not self._closed:
@@ -127,7 +136,7 @@ class Worker:
         """Hand batches to idle instances."""
         self._due = False
         scheduler = self._scheduler
-        while scheduler.waiting and (instance := self._idle()) is not None:
+        while scheduler.waiting and (instance := self._pick()) is not None:
             now = perf_counter_ns()
             found = scheduler.next(now)
             if found is None:
@@ -166,7 +175,7 @@ class Worker:
                 continue
             if not call.retried and not self._closed and (lost or len(batch.calls) > 1):
                 call.retried = True
-                if not lost:
+                if len(batch.calls) > 1:
                     call.group = object()  # equals none: not with those that may have spoilt it
                 self._scheduler.submit(call, perf_counter_ns())
             else:

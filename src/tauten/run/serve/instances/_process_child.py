@@ -23,8 +23,8 @@ from tauten.run.serve.protocol.elements import BYTES, BytesSpec
 # It keeps to its cores before anything is imported: libraries start threads then, which stay where they are.
 _PROGRAM: Final = """
 import os, sys
-if sys.argv[2:]:
-    os.sched_setaffinity(0, map(int, sys.argv[2:]))
+if sys.argv[3:]:
+    os.sched_setaffinity(0, map(int, sys.argv[3:]))
 from tauten.run.serve.instances._process_main import run
 sys.exit(run())
 """
@@ -54,7 +54,7 @@ class Specs(NamedTuple):
 
 
 class Child:
-    """One process, from its start until it was reaped. Ends with the thread that started it, and with its process.
+    """One process, from its start until it was reaped. It ends when this one does, however that comes about.
 
     ``exited`` is a descriptor that becomes readable when the process has ended.
     """
@@ -63,20 +63,29 @@ class Child:
         if not hasattr(os, "pidfd_open"):
             raise EngineError("worker processes need Linux 5.3 or newer: serve with --instances instead")
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        watched, self._lifeline = os.pipe()
+        try:
+            passed = (theirs.fileno(), watched)
             # -P: a file in the working directory must not shadow a module. A session of its own: Ctrl-C reaches the
             # server alone. What it prints goes to standard error, since the server's output is read by others.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), *map(str, settings.cores)],
+                [sys.executable, "-P", "-c", _PROGRAM, *map(str, (*passed, *settings.cores))],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 start_new_session=True,
             )
+        except BaseException:
+            self.channel.close()
+            os.close(self._lifeline)
+            raise
+        finally:
+            theirs.close()
+            os.close(watched)
         self.pid = self._process.pid
         self.exited = os.pidfd_open(self.pid)
         with suppress(OSError):  # one that has ended already is found by its exit
-            send(self.channel, json.dumps({**settings.to_json(), "parent": os.getpid()}).encode())
+            send(self.channel, settings.model_dump_json().encode())
 
     def wait_ready(self, seconds: float) -> Specs:
         """Wait until it answers. Raises ``EngineError`` where it cannot load, ends or takes too long, and ends it."""
@@ -108,6 +117,7 @@ class Child:
         self.channel.close()
         if self.exited >= 0:
             os.close(self.exited)
+            os.close(self._lifeline)
             self.exited = -1
         return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 

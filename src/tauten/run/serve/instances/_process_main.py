@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
+import fcntl
 import json
 import mmap
 import os
+import select
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Mapping
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +24,13 @@ from tauten.run.serve.instances._process_memory import Place, lay_out, make_regi
 from tauten.run.serve.instances._process_wire import BatchMessage, Reply, receive, send
 from tauten.run.serve.protocol.elements import BytesSpec, pack_elements
 
-_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG of prctl(2)
 
-
-def main(channel: socket.socket) -> int:
+def main(channel: socket.socket, lifeline: int) -> int:
     """Load what the first message says, tell that it answers, and answer. Returns the exit code."""
+    if not _die_with(lifeline):
+        return 1
     settings = json.loads(receive(channel)[0] or b"{}")
-    if not settings or not _die_with(settings["parent"]):
+    if not settings:
         return 1
     # Ctrl-C and SIGTERM may reach a whole group of processes: the server decides when its workers end.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -45,10 +46,18 @@ def main(channel: socket.socket) -> int:
     return 0
 
 
-def _die_with(parent: int) -> bool:
-    """Be killed when the server ends, however it ends, and even where user code holds the GIL by then."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-    return os.getppid() == parent
+def _die_with(lifeline: int) -> bool:
+    """Be killed when the server ends, however it ends, and even where user code holds the interpreter by then.
+
+    ``lifeline`` is a pipe whose other end the server holds: the kernel signals that it was closed. (PR_SET_PDEATHSIG
+    would signal the end of the thread that started this process.)
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    ended = select.poll()
+    ended.register(lifeline, 0)
+    return not ended.poll(0)
 
 
 def _load(settings: Mapping[str, Any]) -> Engine:
@@ -144,9 +153,12 @@ def _wire_form(spec: TensorSpec, outputs: Mapping[str, Array]) -> memoryview:
 
 
 def run() -> int:
-    """The socket's descriptor is the first argument."""
+    """The arguments are the descriptors of the socket and of the lifeline."""
     with socket.socket(fileno=int(sys.argv[1])) as channel:
+        lifeline = int(sys.argv[2])
+        for descriptor in (channel.fileno(), lifeline):
+            os.set_inheritable(descriptor, False)  # what a user's function starts must not keep them open
         try:
-            return main(channel)
+            return main(channel, lifeline)
         except OSError:
             return 1  # the server has ended
