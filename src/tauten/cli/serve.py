@@ -3,70 +3,142 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tauten.cli.output import JSON, console
 
+if TYPE_CHECKING:
+    import asyncio
+
+    from tauten.run.serve.server import Server
+
 
 def command(
-    artifact: Annotated[Path, typer.Argument(help="The folder of the artifact.")],
+    artifacts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Artifacts, or folders of versions 1, 2, ...; NAME=PATH and NAME/VERSION=PATH name them."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in URLs; the artifact's own by default.")] = None,
+    pin: Annotated[
+        list[str] | None, typer.Option(help="NAME=VERSION that answers where none is named; the highest by default.")
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option(help="Folder of models that are served, and loaded and unloaded on request.")
+    ] = None,
+    watch: Annotated[
+        float | None, typer.Option(help="Seconds between looks whether an artifact has changed; never by default.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 lets the system choose.", min=0, max=65535)] = 8000,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC, which needs tauten[grpc]; none by default.", min=0, max=65535)
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="The engine's threads for one call; the artifact's own by default.", min=1)
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(help="Calls at once; as many as the cores allow by default.", min=1, max=256)
+        int | None, typer.Option(help="Batches of a model at once; as many as the cores allow by default.", min=1, max=256)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that run the model instead of threads; none by default.", min=1, max=256)
+    ] = None,
+    balancer: Annotated[
+        str, typer.Option(help="Which instance runs the next batch: pull, round_robin, least_outstanding or p2c.")
+    ] = "pull",
+    handler: Annotated[
+        Path | None, typer.Option(help="Python file with what runs before and after the model.", dir_okay=False)
     ] = None,
     max_body: Annotated[str, typer.Option(help="Largest body of a request, such as 512KB or 64MB.")] = "64MB",
     as_json: JSON = False,
 ) -> None:
-    """Serve an artifact over HTTP with the Open Inference Protocol V2, until SIGTERM or Ctrl-C.
+    """Serve artifacts with the Open Inference Protocol V2, over HTTP and gRPC, until SIGTERM or Ctrl-C.
 
-    What is under way is finished before the process ends.
+    What is under way is finished before the process ends. SIGHUP loads artifacts that have changed.
 
     Example: `tauten serve build/digits/best --port 8000`
     """
     import json
     import logging
 
-    from tauten.artifact.read import read_artifact
+    from tauten.artifact.read import Artifact, read_artifact
+    from tauten.errors import ConfigError
+    from tauten.run.serve.balancers import BALANCERS
+    from tauten.run.serve.catalog import Source, make_catalog
     from tauten.run.serve.model import ServedModel
     from tauten.run.serve.protocol.limits import Limits
-    from tauten.run.serve.server import Server, run_loop, stop_signals
+    from tauten.run.serve.server import Server, reload_signal, run_loop, stop_signals
     from tauten.run.serve.settings import ServeSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    whole = read_artifact(artifact)
-    threads = threads or whole.manifest.target.threads
+    if not artifacts and repository is None:
+        raise ConfigError("expected an artifact to serve, or --repository")
+    if workers and instances:
+        raise ConfigError("expected --workers, which are processes, or --instances, which are threads, got both")
+    BALANCERS.get(balancer)
+    catalog, known = make_catalog(artifacts or (), name=name, directory=repository, pins=pin or ())
+
+    def load(source: Source, artifact: Artifact) -> ServedModel:
+        return ServedModel.load(
+            artifact,
+            name=source.name,
+            version=source.version,
+            threads=threads,
+            handler=handler,
+            workers=workers or 0,
+        )
+
+    found = [
+        source for model in dict.fromkeys(place.name for place in catalog.places) for source in catalog.sources(model)
+    ]
+    if handler is not None and (repository is not None or len({source.name for source in found}) > 1):
+        raise ConfigError("a handler belongs to one model: expected one with --handler, and no --repository")
+    read = [known.get(source.path) or read_artifact(source.path) for source in found]
     settings = ServeSettings(
-        host=host, port=port, instances=instances or _instances(threads), limits=Limits(max_body_bytes=max_body)
+        host=host,
+        port=port,
+        grpc_port=grpc_port,
+        instances=workers or instances,
+        balancer=balancer,
+        watch_s=watch,
+        limits=Limits(max_body_bytes=max_body),
     )
-    model = ServedModel.load(whole, name=name, threads=threads)
+    models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
 
     async def serve() -> int:
-        server = Server([model], settings)
-        with stop_signals() as asked:
-            await server.start()
-            # One line either way: who started the server reads until the line's end, since the output does not end.
-            document = {"ready": True, "url": server.url, "models": server.models}
-            print(json.dumps(document) if as_json else f"ready: {model.name} at {server.url}", flush=True)
-            await asked.wait()
-        console.print("stopping: what is under way is finished first; once more ends at once")
-        return await server.stop()
+        server = Server(models, settings, catalog=catalog, load=load)
+        with reload_signal(server):
+            with stop_signals() as asked:
+                if await _started(server, asked):
+                    # One line either way: who started the server reads until the line's end: the output does not end.
+                    document = {"ready": True, "url": server.url, "models": server.models}
+                    text = f"ready: {', '.join(server.models) or 'no models yet'} at {server.url}"
+                    if server.grpc_target is not None:
+                        document["grpc"] = server.grpc_target
+                        text += f" and for gRPC at {server.grpc_target}"
+                    print(json.dumps(document) if as_json else text, flush=True)
+                    await asked.wait()
+            console.print("stopping: what is under way is finished first; once more ends at once")
+            return await server.stop()
 
     if run_loop(serve):
         _leave_at_once()
 
 
-def _instances(threads: int) -> int:
-    """As many calls at once as leave no core with two threads."""
-    import os
+async def _started(server: Server, asked: asyncio.Event) -> bool:
+    """Start; ``False`` where the signal to stop came before all models were there."""
+    import asyncio
 
-    return max(1, len(os.sched_getaffinity(0)) // threads)
+    starting, stopping = asyncio.ensure_future(server.start()), asyncio.ensure_future(asked.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    started = starting.done()
+    starting.cancel()
+    stopping.cancel()
+    await asyncio.wait({starting, stopping})
+    if started:
+        starting.result()
+    return started
 
 
 def _leave_at_once() -> None:

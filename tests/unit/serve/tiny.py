@@ -118,7 +118,13 @@ def running(
 ) -> Iterator[Running]:
     """A server of ``engines`` on a port that the system chose, in the event loop that ``tauten serve`` uses."""
     models = [ServedModel(name, engine) for name, engine in zip(names, engines, strict=False)]
-    server = Server(models, ServeSettings(port=0, **settings))
+    with serving(Server(models, ServeSettings(port=0, **settings)), factory) as found:
+        yield found
+
+
+@contextmanager
+def serving(server: Server, factory: LoopFactory | None = None) -> Iterator[Running]:
+    """``server``, started in a thread."""
     with asyncio.Runner(loop_factory=factory or loop_factory()) as runner:
         loop = runner.get_loop()
         runner.run(server.start())

@@ -1,43 +1,67 @@
-"""Which path answers what: the Open Inference Protocol V2 over HTTP, and ``/metrics``."""
+"""Which path answers what: the Open Inference Protocol V2 over HTTP, ``/metrics``, ``/openapi.json`` and ``/docs``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib.resources import files
+from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from tauten.errors import NotFound, TautenError
 from tauten.run.serve.infer import Infer
+from tauten.run.serve.manager import Manager
 from tauten.run.serve.metrics import CONTENT_TYPE, Metrics, statistics_document
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.http import Respond, Ticket
-from tauten.run.serve.protocol.messages import Request, Response, error_response, fault_response, json_response
+from tauten.run.serve.protocol.messages import (
+    HTML_TYPE,
+    Request,
+    Response,
+    error_response,
+    fault_response,
+    json_response,
+)
 from tauten.run.serve.protocol.metadata import model_config, model_metadata, server_metadata
 from tauten.run.serve.repository import Repository
+from tauten.run.serve.repository_endpoints import RepositoryEndpoints
 from tauten.run.serve.settings import ServeSettings
 
 Endpoint = Callable[[Request, Respond], Ticket | None]
 Methods = dict[bytes, Endpoint]
 
+_PAGE_HEADERS: Final = (
+    (b"Content-Security-Policy", b"default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"),
+    (b"X-Content-Type-Options", b"nosniff"),
+)
+
 
 class Endpoints:
     """Answers one request. Paths are looked up whole; what is not there is taken apart to say what is wrong."""
 
-    def __init__(self, repository: Repository, version: str, settings: ServeSettings) -> None:
+    def __init__(self, repository: Repository, manager: Manager, version: str, settings: ServeSettings) -> None:
         self._repository = repository
         self._metrics = Metrics(repository)
         self._settings = settings
+        self._version = version
+        self._management = RepositoryEndpoints(manager)
+        self._managed = manager.managed
+        self._infer: dict[ServedModel, Infer] = {}
+        self._openapi: Response | None = None
         self.draining = False
-        self._routes: dict[bytes, Methods] = {
-            b"/v2": _get(lambda: server_metadata(version)),
+        self._fixed: dict[bytes, Methods] = {
+            b"/v2": _get(lambda: server_metadata(version, managed=manager.managed)),
             b"/v2/health/live": _at_once(lambda: Response(200)),
             b"/v2/health/ready": _at_once(lambda: self._ready(None)),
+            b"/v2/models/stats": _get(lambda: statistics_document(*repository)),
+            b"/v2/repository/index": self._management.index,
             b"/metrics": _at_once(lambda: Response(200, (self._metrics.text(),), CONTENT_TYPE)),
+            b"/openapi.json": _at_once(self._described),
+            b"/docs": _at_once(_page),
         }
-        for model in repository:
-            for path in (f"/v2/models/{model.name}", f"/v2/models/{model.name}/versions/{model.version}"):
-                for action, methods in self._of_model(model).items():
-                    self._routes[path.encode("ascii") + action] = methods
+        self._routes: dict[bytes, Methods] = {}
+        self._renew()
+        repository.on_change(self._renew)
 
     def __call__(self, request: Request, respond: Respond) -> Ticket | None:
         """Answer ``request``, now or later; errors that are raised on purpose become their status."""
@@ -56,18 +80,58 @@ class Endpoints:
             respond(fault_response(fault))
         return None
 
-    def _of_model(self, model: ServedModel) -> dict[bytes, Methods]:
-        metadata = model_metadata(model.name, model.version, model.platform, model.inputs, model.outputs)
-        config = model_config(
-            model.name, model.platform, model.max_batch, self._settings.instances, model.inputs, model.outputs
-        )
+    def _renew(self) -> None:
+        """Routes to the models that are there now."""
+        exact = self._settings.exact_batches
+        self._infer = {model: self._infer.get(model) or Infer(model, exact=exact) for model in self._repository}
+        routes = dict(self._fixed)
+        for name in self._repository.names:
+            versions = self._repository.versions(name)
+            chosen = self._repository.find(name)
+            for model in versions:
+                paths = [f"/v2/models/{name}/versions/{model.version}"]
+                if model is chosen:
+                    paths.append(f"/v2/models/{name}")
+                for action, methods in self._of_model(model, [other.version for other in versions]).items():
+                    routes.update({path.encode("ascii") + action: methods for path in paths})
+        self._routes = routes
+        self._openapi = None
+
+    def _of_model(self, model: ServedModel, versions: list[str]) -> dict[bytes, Methods]:
+        metadata = model_metadata(model.name, versions, model.platform, model.inputs, model.outputs)
+
+        def config() -> dict[str, Any]:
+            return model_config(
+                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs
+            )
+
         return {
             b"": _get(lambda: metadata),
             b"/ready": _at_once(lambda: self._ready(model)),
-            b"/config": _get(lambda: config),
+            b"/config": _get(config),
             b"/stats": _get(partial(statistics_document, model)),
-            b"/infer": {b"POST": Infer(model, exact=self._settings.exact_batches)},
+            b"/infer": {b"POST": self._infer[model]},
         }
+
+    def _described(self) -> Response:
+        """The OpenAPI document, made when it is asked for first."""
+        if self._openapi is None:
+            from tauten.run.serve.protocol.openapi import Described, openapi_document
+
+            models = [
+                Described(
+                    model.name,
+                    model.version,
+                    model is self._repository.find(model.name),
+                    model.platform,
+                    tuple(model.inputs),
+                    tuple(model.outputs),
+                )
+                for model in self._repository
+            ]
+            document = openapi_document(self._version, models, managed=self._managed)
+            self._openapi = json_response(document)
+        return self._openapi
 
     def _find(self, target: bytes) -> Methods:
         """The route of a target that has a query or escapes, or a ``NotFound`` that names what is missing."""
@@ -80,6 +144,10 @@ class Endpoints:
         if methods is not None and not any(b"/" in part for part in parts):  # an escaped slash separates nothing
             return methods
         names = [part.decode("utf-8", "replace") for part in parts]
+        if names[:4] == ["", "v2", "repository", "models"] and len(names) == 6:
+            found = self._management.of_model(names[4], names[5])
+            if found is not None:
+                return found
         if names[:3] == ["", "v2", "models"] and len(names) > 3:
             self._repository.find(names[3], names[5] if len(names) > 5 and names[4] == "versions" else None)
         raise NotFound(f"nothing at {path.decode('latin-1')!r:.200}")
@@ -100,6 +168,11 @@ def _at_once(answer: Callable[[], Response]) -> Methods:
         respond(answer())
 
     return {b"GET": endpoint}
+
+
+def _page() -> Response:
+    page = files("tauten.run.serve.protocol").joinpath("docs.html").read_bytes()
+    return Response(200, (page,), HTML_TYPE, _PAGE_HEADERS)
 
 
 def _not_allowed(method: bytes, methods: Methods) -> Response:
