@@ -17,6 +17,8 @@
     ├── MeasureError                                 a measurement could not be taken
     ├── BudgetNotMet              exit 3             no candidate holds the budget
     └── ServeError                                   a request or the server failed
+        ├── LoadFailed            HTTP 400               a model could not be loaded while the server runs
+        ├── Forbidden             HTTP 403
         ├── NotFound              HTTP 404
         ├── MethodNotAllowed      HTTP 405
         ├── TooLarge              HTTP 413
@@ -104,6 +106,16 @@ class BudgetNotMet(TautenError):
 
 class ServeError(TautenError):
     """A request could not be answered."""
+
+
+class LoadFailed(ServeError):
+    """A model could not be loaded while the server runs; what it served before it serves still."""
+
+    http_status = 400
+
+
+class Forbidden(ServeError):
+    http_status = 403
 
 
 class NotFound(ServeError):

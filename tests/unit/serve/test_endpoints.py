@@ -14,7 +14,7 @@ from tauten.errors import ConfigError, EngineError, InputError
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.datatypes import DATATYPES
 from tauten.run.serve.protocol.v2 import HEADER_LENGTH, decode_response, encode_request
-from tauten.run.serve.repository import Repository
+from tauten.run.serve.server import Server
 from tests.unit.serve.tiny import (
     Broken,
     Double,
@@ -63,7 +63,7 @@ def test_a_model_tells_what_it_is(server: Running, base: str) -> None:
         ],
     }
     config = ask(server.port, "GET", f"{base}/config").json()
-    assert config["max_batch_size"] == 1
+    assert config["max_batch_size"] == 32
     assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}]
     assert config["output"][1] == {"name": "total", "data_type": "TYPE_FP32", "dims": []}
 
@@ -274,8 +274,8 @@ def test_a_model_name_must_stand_in_a_url() -> None:
         ServedModel("a/b", Double())
 
 
-def test_a_repository_needs_models_of_distinct_names() -> None:
-    with pytest.raises(ConfigError, match="'m' twice"):
-        Repository([ServedModel("m", Double()), ServedModel("m", Double())])
+def test_a_server_needs_models_of_distinct_names() -> None:
+    with pytest.raises(ConfigError, match="'m' twice in version 1"):
+        Server([ServedModel("m", Double()), ServedModel("m", Double())])
     with pytest.raises(ConfigError, match="at least one model"):
-        Repository([])
+        Server([])

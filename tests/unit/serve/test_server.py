@@ -19,6 +19,7 @@ import pytest
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import ArtifactError, ConfigError, EngineError, NotReady, ServeError
+from tauten.run.serve.call import Call
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.server import Server, loop_factory, run_loop
 from tauten.run.serve.settings import ServeSettings
@@ -134,8 +135,10 @@ def test_a_host_that_is_not_there_is_an_error() -> None:
 def test_a_model_that_is_not_started_is_not_ready() -> None:
     model = ServedModel("m", Double())
     assert not model.ready
-    with pytest.raises(NotReady, match="'m' is not ready"):
-        asyncio.run(model.infer({}))
+    answered: list[Call] = []
+    model.submit(Call((), (), 1, None, answered.append))
+    assert isinstance(answered[0].fault, NotReady)
+    assert "'m' is not ready" in str(answered[0].fault)
 
 
 class Liar(InMemory):

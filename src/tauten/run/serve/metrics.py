@@ -22,14 +22,14 @@ _COUNTS: Final = {
 
 
 class Metrics:
-    """The figures of ``models``, in a registry of their own.
+    """The figures of ``models``, whichever there are when it is asked, in a registry of their own.
 
     The names that start with ``nv_`` are those that dashboards of other servers of this protocol read; their
     durations are sums. The histograms hold the same durations with their spread.
     """
 
     def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models = tuple(models)
+        self._models = models
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -83,8 +83,12 @@ class Metrics:
         return family
 
 
-def statistics_document(model: ServedModel) -> dict[str, Any]:
+def statistics_document(*models: ServedModel) -> dict[str, Any]:
     """The answer to ``GET /v2/models/M/stats``; durations in nanoseconds."""
+    return {"model_stats": [_statistics_of(model) for model in models]}
+
+
+def _statistics_of(model: ServedModel) -> dict[str, Any]:
     statistics: Statistics = model.statistics
 
     def phase(name: str) -> dict[str, int]:
@@ -92,24 +96,29 @@ def statistics_document(model: ServedModel) -> dict[str, Any]:
 
     none = {"count": 0, "ns": 0}
     return {
-        "model_stats": [
+        "name": model.name,
+        "version": model.version,
+        "last_inference": statistics.last_inference_ms,
+        "inference_count": statistics.inferences,
+        "execution_count": statistics.executions,
+        "inference_stats": {
+            "success": phase("request"),
+            "fail": {"count": sum(statistics.failures.values()), "ns": statistics.failed_ns},
+            "queue": phase("queue"),
+            "compute_input": phase("compute_input"),
+            "compute_infer": phase("compute_infer"),
+            "compute_output": phase("compute_output"),
+            "cache_hit": none,
+            "cache_miss": none,
+        },
+        # Input and output are read and written request by request, so that they are in no batch's time.
+        "batch_stats": [
             {
-                "name": model.name,
-                "version": model.version,
-                "last_inference": statistics.last_inference_ms,
-                "inference_count": statistics.inferences,
-                "execution_count": statistics.executions,
-                "inference_stats": {
-                    "success": phase("request"),
-                    "fail": {"count": sum(statistics.failures.values()), "ns": statistics.failed_ns},
-                    "queue": phase("queue"),
-                    "compute_input": phase("compute_input"),
-                    "compute_infer": phase("compute_infer"),
-                    "compute_output": phase("compute_output"),
-                    "cache_hit": none,
-                    "cache_miss": none,
-                },
-                "batch_stats": [],
+                "batch_size": rows,
+                "compute_input": none,
+                "compute_infer": {"count": count, "ns": ns},
+                "compute_output": none,
             }
-        ]
+            for rows, (count, ns) in sorted(statistics.batches.items())
+        ],
     }

@@ -11,15 +11,20 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from tauten.errors import ServeError
+from tauten.errors import ConfigError, ExtraMissing, ServeError
+from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.endpoints import Endpoints
+from tauten.run.serve.manager import Load, Manager
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.connections import Connections
 from tauten.run.serve.protocol.http import HttpConnection
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from tauten.run.serve.grpc_server import GrpcServer
 
 T = TypeVar("T")
 
@@ -27,7 +32,7 @@ log = logging.getLogger("tauten.serve")
 
 
 class Server:
-    """Serves models over HTTP.
+    """Serves models over HTTP, and over gRPC where the settings have a port for it.
 
     ::
 
@@ -35,18 +40,34 @@ class Server:
             with stop_signals() as asked:
                 print(server.url)
                 await asked.wait()
+
+    ``catalog`` says where on disk models are found when they change, and others when they are asked for; ``load`` makes
+    a model of what is found.
     """
 
-    def __init__(self, models: Iterable[ServedModel], settings: ServeSettings | None = None) -> None:
+    def __init__(
+        self,
+        models: Iterable[ServedModel],
+        settings: ServeSettings | None = None,
+        *,
+        catalog: Catalog | None = None,
+        load: Load | None = None,
+    ) -> None:
         self.settings = settings or ServeSettings()
-        self._repository = Repository(models)
-        self._endpoints = Endpoints(self._repository, version("tauten"), self.settings)
+        self._repository = Repository(models, catalog.pins if catalog is not None else None)
+        self.manager = Manager(self._repository, self.settings, self._start_model, catalog, load)
+        if not self._repository.names and not self.manager.managed:
+            raise ConfigError("expected at least one model to serve, got none")
+        self._endpoints = Endpoints(self._repository, self.manager, version("tauten"), self.settings)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._grpc = _grpc_server(self._repository, self.settings, self.manager)
         self._listener: asyncio.Server | None = None
         self._connections: Connections | None = None
 
     @property
     def models(self) -> list[str]:
-        return [model.name for model in self._repository]
+        """The names of those that are served now."""
+        return self._repository.names
 
     @property
     def port(self) -> int:
@@ -60,13 +81,21 @@ class Server:
         host = self.settings.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
+    @property
+    def grpc_target(self) -> str | None:
+        """Where gRPC clients connect to, as host and port; ``None`` where the settings have no port for them."""
+        if self._grpc is None:
+            return None
+        host = self.settings.host
+        return f"[{host}]:{self._grpc.port}" if ":" in host else f"{host}:{self._grpc.port}"
+
     async def start(self) -> None:
-        """Open the port. Raises ``ServeError`` where that cannot be."""
+        """Open the ports, and load what lies in the catalog's directory. Raises ``ServeError`` where no port opens."""
         loop = asyncio.get_running_loop()
         connections = Connections(loop)
         limits = self.settings.limits
         for model in self._repository:
-            model.start(self.settings)
+            self._start_model(model)
         try:
             self._listener = await loop.create_server(
                 lambda: HttpConnection(self._endpoints, limits, connections),
@@ -77,22 +106,46 @@ class Server:
         except OSError as fault:
             self._stop_models()
             raise ServeError(_cannot_listen(self.settings, fault)) from None
+        if self._grpc is not None:
+            try:
+                await self._grpc.start()
+            except ServeError:
+                self._listener.close()
+                self._listener = None
+                self._stop_models()
+                raise
         self._connections = connections
         connections.start()
+        await self.manager.start()
+        if self.settings.watch_s is not None:
+            self._begin(self.manager.watch(self.settings.watch_s))
+
+    def reload(self) -> None:
+        """Begin to load what has changed on disk."""
+        if not self._endpoints.draining:
+            self._begin(self.manager.refresh(again=True))
 
     async def stop(self) -> int:
-        """Close the port, finish what is under way within ``drain_s``, and say how many connections had to be cut."""
+        """Close the ports, finish what is under way within ``drain_s``, and say how much of it had to be cut.
+
+        That is counted in connections, and over gRPC in requests.
+        """
         if self._listener is None or self._connections is None:
             return 0
         self._endpoints.draining = True
         self._listener.close()
-        cut = await self._connections.drain(self.settings.drain_s)
+        draining = asyncio.ensure_future(self._connections.drain(self.settings.drain_s))
+        calls_cut = 0 if self._grpc is None else await self._grpc.stop()
+        cut = await draining
+        for task in self._tasks:
+            task.cancel()
+        await self.manager.close()
         self._stop_models()
         self._listener = self._connections = None
         self._endpoints.draining = False
         if cut:
             log.warning("cut %d connections that had not finished within %g s", cut, self.settings.drain_s)
-        return cut
+        return cut + calls_cut
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -110,9 +163,32 @@ class Server:
         infos = await asyncio.get_running_loop().getaddrinfo(self.settings.host, 0, type=socket.SOCK_STREAM)
         return str(infos[0][4][0])
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work`` beside all else, until the server stops."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_model(self, model: ServedModel) -> None:
+        """Let ``model`` take requests."""
+        model.start(self.settings)
+
     def _stop_models(self) -> None:
         for model in self._repository:
             model.stop()
+
+
+def _grpc_server(repository: Repository, settings: ServeSettings, manager: Manager) -> GrpcServer | None:
+    """What serves gRPC, where that is asked for. Raises ``ExtraMissing`` where it is and the extra is not installed."""
+    if settings.grpc_port is None:
+        return None
+    try:
+        from tauten.run.serve.grpc_server import GrpcServer
+    except ModuleNotFoundError as fault:
+        if (fault.name or "").partition(".")[0] not in ("grpc", "google"):
+            raise
+        raise ExtraMissing(f"gRPC ({fault.name} is not installed)", "grpc") from None
+    return GrpcServer(repository, settings, version("tauten"), manager)
 
 
 @contextmanager
@@ -128,6 +204,17 @@ def stop_signals() -> Iterator[asyncio.Event]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def reload_signal(server: Server) -> Iterator[None]:
+    """While the block runs, SIGHUP makes ``server`` load what has changed on disk."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, server.reload)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -12,6 +12,7 @@ from tauten.errors import TautenError
 
 JSON_TYPE: Final = b"application/json"
 BINARY_TYPE: Final = b"application/octet-stream"
+HTML_TYPE: Final = b"text/html; charset=utf-8"
 RETRY_AFTER_S: Final = 1
 
 _STATUS_LINES: Final = {
