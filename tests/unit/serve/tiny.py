@@ -118,7 +118,7 @@ def running(
 ) -> Iterator[Running]:
     """A server of ``engines`` on a port that the system chose, in the event loop that ``tauten serve`` uses."""
     models = [ServedModel(name, engine) for name, engine in zip(names, engines, strict=False)]
-    with serving(Server(models, ServeSettings(port=0, **settings)), factory) as found:
+    with serving(Server(models, ServeSettings(**{"port": 0, "instances": 1, **settings})), factory) as found:
         yield found
 
 
