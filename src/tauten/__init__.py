@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tauten.artifact.read import Artifact, read_artifact
+    from tauten.client.asynchronous import AsyncClient
+    from tauten.client.retries import Retries
+    from tauten.client.sync import Client
     from tauten.core.measure import Measure
     from tauten.core.target import Budget, Target
     from tauten.core.tensor import TensorSpec
@@ -21,11 +24,16 @@ if TYPE_CHECKING:
         InputError,
         LoweringError,
         MeasureError,
+        NotFound,
+        NotReady,
+        Overloaded,
         PassError,
         PluginError,
         RecipeError,
+        ServeError,
         TaskError,
         TautenError,
+        TooLarge,
     )
     from tauten.make.calls import compress, device, distill, dynamic, prune, quantize, recover, save, sensitivity
     from tauten.make.model.model import Model
@@ -43,6 +51,9 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "tauten.artifact.read": ("Artifact", "read_artifact"),
+    "tauten.client.asynchronous": ("AsyncClient",),
+    "tauten.client.retries": ("Retries",),
+    "tauten.client.sync": ("Client",),
     "tauten.core.measure": ("Measure",),
     "tauten.core.target": ("Budget", "Target"),
     "tauten.core.tensor": ("TensorSpec",),
@@ -54,11 +65,16 @@ _HOMES = {
         "InputError",
         "LoweringError",
         "MeasureError",
+        "NotFound",
+        "NotReady",
+        "Overloaded",
         "PassError",
         "PluginError",
         "RecipeError",
+        "ServeError",
         "TaskError",
         "TautenError",
+        "TooLarge",
     ),
     "tauten.make.calls": (
         "compress",
@@ -90,8 +106,10 @@ __all__ = [
     "Adapted",
     "Artifact",
     "ArtifactError",
+    "AsyncClient",
     "Budget",
     "BudgetNotMet",
+    "Client",
     "Comparison",
     "ConfigError",
     "Engine",
@@ -102,16 +120,22 @@ __all__ = [
     "Measure",
     "MeasureError",
     "Model",
+    "NotFound",
+    "NotReady",
+    "Overloaded",
     "PassError",
     "PluginError",
     "Recipe",
     "RecipeError",
     "Result",
+    "Retries",
+    "ServeError",
     "Target",
     "Task",
     "TaskError",
     "TautenError",
     "TensorSpec",
+    "TooLarge",
     "adapt",
     "compare",
     "compress",

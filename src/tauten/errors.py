@@ -119,20 +119,30 @@ class Forbidden(ServeError):
 
 
 class NotFound(ServeError):
+    """There is no such model, version or path."""
+
     http_status = 404
 
 
 class MethodNotAllowed(ServeError):
+    """The path answers another method."""
+
     http_status = 405
 
 
 class TooLarge(ServeError):
+    """The request is larger than the server takes."""
+
     http_status = 413
 
 
 class Overloaded(ServeError):
+    """Too much waits already: try again later."""
+
     http_status = 429
 
 
 class NotReady(ServeError):
+    """What was asked for takes no requests now: try again later."""
+
     http_status = 503

@@ -29,9 +29,9 @@ class Client:
             outputs = client.infer("digits", {"image": images})
 
     Tensors travel as bytes, or as JSON where ``binary`` is false. A request is tried again as ``retries`` says where
-    the server answers that it is busy or not ready, or cannot be reached; all tries together take at most ``timeout_s``.
-    ``token`` is sent as a bearer token; ``tls`` says how to encrypt for an ``https`` URL, by the system's certificates
-    by default. At most ``connections`` stay open while nobody uses them.
+    the server is busy, not ready or cannot be reached; all tries together take at most ``timeout_s``. ``token`` is sent
+    as a bearer token; ``tls`` says how to encrypt for an ``https`` URL, by default with the system's certificates. At
+    most ``connections`` stay open while nobody uses them.
 
     What fails is raised as ``InputError`` (400), ``NotFound`` (404), ``TooLarge`` (413), ``Overloaded`` (429),
     ``NotReady`` (503), or ``ServeError`` for anything else and where no server answers.
