@@ -62,7 +62,7 @@ NETS: Final = {
         6,
         4 * 431_080,
         {
-            # Of what so few bytes leave nothing is lost, and an epoch takes half the time.
+            # An epoch of what follows then takes half the time.
             "prune.structured": {"ratio": 0.5, "ratios": (("7.weight", 0.6),), "scope": "layer"},
             "compress.rate": {"bytes": 3_500, "epochs": 20, **RATE},
         },
