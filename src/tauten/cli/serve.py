@@ -50,6 +50,11 @@ def command(
     handler: Annotated[
         Path | None, typer.Option(help="Python file with what runs before and after the model.", dir_okay=False)
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Remember answers: memory, or a Redis that servers share, as redis://HOST:6379/0.")
+    ] = None,
+    cache_size: Annotated[str, typer.Option(help="Most memory for remembered answers, such as 64MB or 2GB.")] = "256MB",
+    cache_age: Annotated[float, typer.Option(help="Seconds for which an answer is given again.")] = 3600.0,
     max_body: Annotated[str, typer.Option(help="Largest body of a request, such as 512KB or 64MB.")] = "64MB",
     as_json: JSON = False,
 ) -> None:
@@ -65,6 +70,7 @@ def command(
     from tauten.artifact.read import Artifact, read_artifact
     from tauten.errors import ConfigError
     from tauten.run.serve.balancers import BALANCERS
+    from tauten.run.serve.cache.settings import CacheSettings
     from tauten.run.serve.catalog import Source, make_catalog
     from tauten.run.serve.model import ServedModel
     from tauten.run.serve.protocol.limits import Limits
@@ -102,6 +108,7 @@ def command(
         instances=workers or instances,
         balancer=balancer,
         watch_s=watch,
+        cache=None if cache is None else CacheSettings(where=cache, max_bytes=cache_size, age_s=cache_age),
         limits=Limits(max_body_bytes=max_body),
     )
     models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]

@@ -19,6 +19,12 @@ _COUNTS: Final = {
     "nv_inference_count": ("Samples that were computed", "inferences"),
     "nv_inference_exec_count": ("Calls of the engine", "executions"),
 }
+_CACHE_COUNTS: Final = {
+    "nv_cache_num_hits_per_model": ("Answers that were remembered", "hits"),
+    "nv_cache_num_misses_per_model": ("Answers that had to be computed", "misses"),
+    "tauten_cache_shared": ("Answers that came with another request's computation", "shared"),
+    "tauten_cache_remote_hits": ("Answers that another server had computed", "remote_hits"),
+}
 
 
 class Metrics:
@@ -56,6 +62,7 @@ class Metrics:
         for model, labels in self._labelled():
             pending.add_sample(pending.name, labels, model.waiting)
         yield pending
+        yield from self._cache()
         for phase in PHASES:
             yield self._histogram(phase)
 
@@ -70,6 +77,30 @@ class Metrics:
             for reason in FAILURES:
                 metric.add_sample(name, {**labels, "reason": reason}, model.statistics.failures[reason])
         return metric
+
+    def _cache(self) -> Iterator[Metric]:
+        """What is remembered, where answers are: rows, or whole requests where a model has no batch."""
+        remembering = [(model.cached, labels) for model, labels in self._labelled() if model.cached is not None]
+        if not remembering:
+            return
+        for name, (text, field) in _CACHE_COUNTS.items():
+            metric = Metric(name, text, "unknown")
+            for cached, labels in remembering:
+                metric.add_sample(name, labels, getattr(cached, field))
+            yield metric
+        lookups = Metric("tauten_cache_lookup_duration_us", "Sum of microseconds: looking up answers", "unknown")
+        for cached, labels in remembering:
+            lookups.add_sample(lookups.name, labels, cached.lookup_ns // 1000)
+        yield lookups
+        memory = remembering[0][0].memory  # all models of a server share it
+        for name, text, value in (
+            ("nv_cache_num_evictions", "Remembered answers that made room for others", memory.evictions),
+            ("nv_cache_num_entries", "Answers that are remembered", len(memory)),
+            ("tauten_cache_bytes", "Memory that remembered answers take", memory.bytes),
+        ):
+            metric = Metric(name, text, "gauge")
+            metric.add_sample(name, {}, value)
+            yield metric
 
     def _histogram(self, phase: str) -> Metric:
         family = HistogramMetricFamily(

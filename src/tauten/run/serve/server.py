@@ -24,6 +24,7 @@ from tauten.run.serve.repository import Repository
 from tauten.run.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
+    from tauten.run.serve.cache.opened import Cache
     from tauten.run.serve.grpc_server import GrpcServer
 
 T = TypeVar("T")
@@ -60,6 +61,7 @@ class Server:
             raise ConfigError("expected at least one model to serve, got none")
         self._endpoints = Endpoints(self._repository, self.manager, version("tauten"), self.settings)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._cache: Cache | None = None
         self._grpc = _grpc_server(self._repository, self.settings, self.manager)
         self._listener: asyncio.Server | None = None
         self._connections: Connections | None = None
@@ -94,6 +96,11 @@ class Server:
         loop = asyncio.get_running_loop()
         connections = Connections(loop)
         limits = self.settings.limits
+        if self.settings.cache is not None:
+            from tauten.run.serve.cache.opened import Cache
+
+            self._cache = Cache(self.settings.cache)
+            await self._cache.open()
         for model in self._repository:
             self._start_model(model)
         try:
@@ -104,7 +111,7 @@ class Server:
                 backlog=1024,
             )
         except OSError as fault:
-            self._stop_models()
+            await self._stop_models()
             raise ServeError(_cannot_listen(self.settings, fault)) from None
         if self._grpc is not None:
             try:
@@ -112,7 +119,7 @@ class Server:
             except ServeError:
                 self._listener.close()
                 self._listener = None
-                self._stop_models()
+                await self._stop_models()
                 raise
         self._connections = connections
         connections.start()
@@ -140,7 +147,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await self.manager.close()
-        self._stop_models()
+        await self._stop_models()
         self._listener = self._connections = None
         self._endpoints.draining = False
         if cut:
@@ -171,11 +178,14 @@ class Server:
 
     def _start_model(self, model: ServedModel) -> None:
         """Let ``model`` take requests."""
-        model.start(self.settings)
+        model.start(self.settings, self._cache)
 
-    def _stop_models(self) -> None:
+    async def _stop_models(self) -> None:
         for model in self._repository:
             model.stop()
+        if self._cache is not None:
+            await self._cache.close()
+            self._cache = None
 
 
 def _grpc_server(repository: Repository, settings: ServeSettings, manager: Manager) -> GrpcServer | None:

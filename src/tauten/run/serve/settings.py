@@ -9,6 +9,7 @@ from pydantic import Field
 
 from tauten.core.value import Value
 from tauten.errors import ConfigError
+from tauten.run.serve.cache.settings import CacheSettings
 from tauten.run.serve.protocol.limits import Limits, Seconds
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
@@ -26,7 +27,7 @@ class ServeSettings(Value):
     thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the batching policy, ``balancer`` the
     one by which an instance is chosen; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds
     waiting and running of one request, ``drain_s`` how long a stopping server finishes what is under way. With
-    ``watch_s``, it looks that often whether artifacts have changed.
+    ``watch_s``, it looks that often whether artifacts have changed. With a ``cache``, answers are remembered.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -41,6 +42,7 @@ class ServeSettings(Value):
     answer_s: Seconds = 30.0
     drain_s: Seconds = 30.0
     watch_s: Seconds | None = None
+    cache: CacheSettings | None = None
     limits: Limits = Limits()
 
 

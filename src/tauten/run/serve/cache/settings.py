@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from tauten.core.target import parse_bytes
 from tauten.core.value import Value
 
 _SCHEMES: Final = ("redis", "rediss", "unix")
@@ -20,8 +21,13 @@ class CacheSettings(Value):
     """
 
     where: Annotated[str, Field(min_length=1)] = "memory"
-    max_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20
+    max_bytes: Annotated[int, Field(ge=0)] = 256 * 10**6
     age_s: Annotated[float, Field(gt=0)] = 3600.0
+
+    @field_validator("max_bytes", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        return parse_bytes(value) if isinstance(value, str) else value
 
     @field_validator("where")
     @classmethod
