@@ -39,10 +39,10 @@ def command(
         int | None, typer.Option(help="The engine's threads for one call; the artifact's own by default.", min=1)
     ] = None,
     instances: Annotated[
-        int | None, typer.Option(help="Batches of a model at once; as many as the cores allow by default.", min=1, max=256)
+        int | None, typer.Option(help="Batches of a model at once; as the cores allow by default.", min=1, max=256)
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that run the model instead of threads; none by default.", min=1, max=256)
+        int | None, typer.Option(help="Processes that run the model, not threads; none by default.", min=1, max=256)
     ] = None,
     balancer: Annotated[
         str, typer.Option(help="Which instance runs the next batch: pull, round_robin, least_outstanding or p2c.")
@@ -55,6 +55,24 @@ def command(
     ] = None,
     cache_size: Annotated[str, typer.Option(help="Most memory for remembered answers, such as 64MB or 2GB.")] = "256MB",
     cache_age: Annotated[float, typer.Option(help="Seconds for which an answer is given again.")] = 3600.0,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the token that requests must carry; TAUTEN_TOKEN says one too.", dir_okay=False),
+    ] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(help="PEM file with the certificate for HTTPS; none by default.", dir_okay=False)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="PEM file with its key, where the certificate's holds none.", dir_okay=False)
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="How to log: text, or json with an object a line.")] = "text",
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
+    traces: Annotated[
+        bool, typer.Option("--traces", help="Send traces by OTLP to OTEL_EXPORTER_OTLP_ENDPOINT; needs tauten[traces].")
+    ] = False,
+    exact_batches: Annotated[
+        bool, typer.Option("--exact-batches", help="Let no two requests share a batch, so that none changes another.")
+    ] = False,
     max_body: Annotated[str, typer.Option(help="Largest body of a request, such as 512KB or 64MB.")] = "64MB",
     as_json: JSON = False,
 ) -> None:
@@ -65,25 +83,27 @@ def command(
     Example: `tauten serve build/digits/best --port 8000`
     """
     import json
-    import logging
 
     from tauten.artifact.read import Artifact, read_artifact
     from tauten.errors import ConfigError
     from tauten.run.serve.balancers import BALANCERS
     from tauten.run.serve.cache.settings import CacheSettings
     from tauten.run.serve.catalog import Source, make_catalog
+    from tauten.run.serve.logs import set_up
     from tauten.run.serve.model import ServedModel
     from tauten.run.serve.protocol.limits import Limits
     from tauten.run.serve.server import Server, reload_signal, run_loop, stop_signals
-    from tauten.run.serve.settings import ServeSettings
+    from tauten.run.serve.settings import Observing, Security, ServeSettings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if log_format not in ("text", "json"):
+        raise ConfigError(f"--log-format: expected text or json, got {log_format!r}")
+    set_up("json" if log_format == "json" else "text")
     if not artifacts and repository is None:
         raise ConfigError("expected an artifact to serve, or --repository")
     if workers and instances:
         raise ConfigError("expected --workers, which are processes, or --instances, which are threads, got both")
     BALANCERS.get(balancer)
-    catalog, known = make_catalog(artifacts or (), name=name, directory=repository, pins=pin or ())
+    catalog, known = make_catalog(artifacts or (), name=name, directory=repository, pins=pin or (), handler=handler)
 
     def load(source: Source, artifact: Artifact) -> ServedModel:
         return ServedModel.load(
@@ -110,6 +130,9 @@ def command(
         watch_s=watch,
         cache=None if cache is None else CacheSettings(where=cache, max_bytes=cache_size, age_s=cache_age),
         limits=Limits(max_body_bytes=max_body),
+        exact_batches=exact_batches,
+        security=Security(token=_token(token_file), certificate=tls_certificate, key=tls_key),
+        observing=Observing(access_log=access_log, traces=traces),
     )
     models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
 
@@ -131,6 +154,20 @@ def command(
 
     if run_loop(serve):
         _leave_at_once()
+
+
+def _token(path: Path | None) -> str | None:
+    """The token in that file, or in the environment: a command line can be read by others of the machine."""
+    import os
+
+    from tauten.errors import ConfigError
+
+    if path is None:
+        return os.environ.get("TAUTEN_TOKEN") or None
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"--token-file: cannot read {path}: {fault}") from None
 
 
 async def _started(server: Server, asked: asyncio.Event) -> bool:

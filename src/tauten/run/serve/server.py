@@ -14,16 +14,21 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tauten.errors import ConfigError, ExtraMissing, ServeError
+from tauten.run.serve.around import surround
 from tauten.run.serve.catalog import Catalog
+from tauten.run.serve.checks import thread_warnings
 from tauten.run.serve.endpoints import Endpoints
+from tauten.run.serve.instances import cores
 from tauten.run.serve.manager import Load, Manager
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.connections import Connections
 from tauten.run.serve.protocol.http import HttpConnection
 from tauten.run.serve.repository import Repository
-from tauten.run.serve.settings import ServeSettings
+from tauten.run.serve.settings import Security, ServeSettings
 
 if TYPE_CHECKING:
+    import ssl
+
     from tauten.run.serve.cache.opened import Cache
     from tauten.run.serve.grpc_server import GrpcServer
 
@@ -60,6 +65,8 @@ class Server:
         if not self._repository.names and not self.manager.managed:
             raise ConfigError("expected at least one model to serve, got none")
         self._endpoints = Endpoints(self._repository, self.manager, version("tauten"), self.settings)
+        self._handler, self._end_of_handler = surround(self._endpoints, self.settings)
+        self._tls = tls(self.settings.security)
         self._tasks: set[asyncio.Task[None]] = set()
         self._cache: Cache | None = None
         self._grpc = _grpc_server(self._repository, self.settings, self.manager)
@@ -81,7 +88,8 @@ class Server:
     @property
     def url(self) -> str:
         host = self.settings.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
     @property
     def grpc_target(self) -> str | None:
@@ -105,10 +113,11 @@ class Server:
             self._start_model(model)
         try:
             self._listener = await loop.create_server(
-                lambda: HttpConnection(self._endpoints, limits, connections),
+                lambda: HttpConnection(self._handler, limits, connections),
                 await self._host(),
                 self.settings.port,
                 backlog=1024,
+                ssl=self._tls,
             )
         except OSError as fault:
             await self._stop_models()
@@ -123,6 +132,7 @@ class Server:
                 raise
         self._connections = connections
         connections.start()
+        self._warn()
         await self.manager.start()
         if self.settings.watch_s is not None:
             self._begin(self.manager.watch(self.settings.watch_s))
@@ -148,6 +158,7 @@ class Server:
             task.cancel()
         await self.manager.close()
         await self._stop_models()
+        await asyncio.to_thread(self._end_of_handler)
         self._listener = self._connections = None
         self._endpoints.draining = False
         if cut:
@@ -169,6 +180,14 @@ class Server:
             return self.settings.host
         infos = await asyncio.get_running_loop().getaddrinfo(self.settings.host, 0, type=socket.SOCK_STREAM)
         return str(infos[0][4][0])
+
+    def _warn(self) -> None:
+        """Tell of what will make calls wait for each other."""
+        models = list(self._repository)
+        if models:
+            instances, threads = max(model.instances for model in models), max(model.threads for model in models)
+            for line in thread_warnings(len(models), instances, threads, cores()):
+                log.warning("%s", line)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Do ``work`` beside all else, until the server stops."""
@@ -199,6 +218,15 @@ def _grpc_server(repository: Repository, settings: ServeSettings, manager: Manag
             raise
         raise ExtraMissing(f"gRPC ({fault.name} is not installed)", "grpc") from None
     return GrpcServer(repository, settings, version("tauten"), manager)
+
+
+def tls(security: Security) -> ssl.SSLContext | None:
+    """What the port speaks TLS with, if it does. Raises ``ConfigError`` for files that hold no certificate and key."""
+    if security.certificate is None:
+        return None
+    from tauten.run.serve.tls import server_context
+
+    return server_context(security.certificate, security.key)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tauten.core.value import Value
 from tauten.errors import ConfigError
@@ -16,6 +17,31 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}")
 
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Security(Value):
+    """Who may ask, and over what. ``token`` is what each request must carry; ``certificate`` and ``key`` (PEM files)
+    make it TLS, the key being left out where the certificate's file holds it.
+    """
+
+    token: Annotated[
+        Annotated[str, Field(min_length=16, max_length=4096, pattern=r"^[\x21-\x7e]+\z")] | None, Field(repr=False)
+    ] = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _key_of_a_certificate(self) -> Self:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("expected a certificate beside the key, got the key alone")
+        return self
+
+
+class Observing(Value):
+    """What is told of requests beside the metrics: a line each in the log, and traces in OpenTelemetry's form."""
+
+    access_log: bool = False
+    traces: bool = False
 
 
 class ServeSettings(Value):
@@ -44,6 +70,8 @@ class ServeSettings(Value):
     watch_s: Seconds | None = None
     cache: CacheSettings | None = None
     limits: Limits = Limits()
+    security: Security = Security()
+    observing: Observing = Observing()
 
 
 def check_model_name(name: str) -> str:
