@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tauten.run.engines import load
     from tauten.run.engines.engine import Engine
     from tauten.run.measure.metrics import FunctionMetric
+    from tauten.run.serve.protocol.elements import BytesSpec
 
 _HOMES = {
     "tauten.artifact.read": ("Artifact", "read_artifact"),
@@ -99,6 +100,7 @@ _HOMES = {
     "tauten.run.engines": ("load",),
     "tauten.run.engines.engine": ("Engine",),
     "tauten.run.measure.metrics": ("FunctionMetric",),
+    "tauten.run.serve.protocol.elements": ("BytesSpec",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -109,6 +111,7 @@ __all__ = [
     "AsyncClient",
     "Budget",
     "BudgetNotMet",
+    "BytesSpec",
     "Client",
     "Comparison",
     "ConfigError",
