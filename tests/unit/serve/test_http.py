@@ -293,14 +293,11 @@ def test_a_proposed_upgrade_is_passed_over(server: Running) -> None:
         assert [reply.status for reply in read_replies(connection, 3)] == [200, 200, 200]
 
 
-def test_a_client_that_sends_no_more_still_gets_its_answers(serve: Serve) -> None:
-    engine = Gated()
-    with serve(engine) as server, wire(server.port) as connection:
-        connection.sendall(post(INFER, BODY) + GET_LIVE)
+def test_what_was_answered_reaches_a_client_that_sends_no_more(serve: Serve) -> None:
+    with serve(Double()) as server, wire(server.port) as connection:
+        connection.sendall(GET_LIVE * 3)
         connection.shutdown(socket.SHUT_WR)
-        engine.wait_entered()
-        engine.gate.set()
-        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 2
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 3
 
 
 def test_head_has_no_body(server: Running) -> None:
@@ -359,17 +356,21 @@ def send_for_ever(connection: socket.socket, data: bytes) -> None:
             connection.sendall(data)
 
 
-def test_a_client_that_leaves_takes_its_waiting_request_along(serve: Serve) -> None:
+@pytest.mark.parametrize("how", ["closes", "resets", "sends no more"])
+def test_a_client_that_leaves_takes_its_waiting_request_along(serve: Serve, how: str) -> None:
     engine = Gated()
     with serve(engine) as server:
-        with wire(server.port) as first:
+        with wire(server.port) as first, wire(server.port) as second:
             first.sendall(post(INFER, BODY))
             engine.wait_entered()
-            with wire(server.port) as second:
-                second.sendall(post(INFER, BODY))
-                until(lambda: server.waiting() == 1)
-                # With this the kernel says at once that the client is gone, instead of that it sends no more.
-                second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+            second.sendall(post(INFER, BODY))
+            until(lambda: server.waiting() == 1)
+            if how == "sends no more":
+                second.shutdown(socket.SHUT_WR)
+            else:
+                if how == "resets":
+                    second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+                second.close()
             time.sleep(0.2)  # for the server to see it
             engine.gate.set()
             assert read_replies(first, 1)[0].status == 200

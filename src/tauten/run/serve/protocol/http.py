@@ -119,13 +119,14 @@ class HttpConnection(asyncio.Protocol):
         self._advance()
 
     def eof_received(self) -> bool:
-        """The client will send no more; it may still read what it asked for."""
+        """The client will send no more, which is all that is seen of one that gave up: what waits is not computed.
+
+        Nothing tells it from a client that would still read. Those are rare, and work for nobody is what an overloaded
+        server dies of; what was answered before is still sent.
+        """
         self._deaf = self._last = True
         self._receiving = False
-        if self._lingering or not (self._current or self._waiting):
-            return False
-        self.read_deadline = math.inf
-        return True
+        return False
 
     def pause_writing(self) -> None:
         self._writable = False
