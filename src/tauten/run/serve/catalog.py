@@ -29,6 +29,10 @@ from tauten.run.serve.settings import MODEL_NAME, check_model_name
 FIRST: Final = "1"
 PACKED: Final = ".tauten"
 
+_WANTED: Final = (
+    f"expected an artifact (a folder with {MANIFEST}, or a file that ends in {PACKED}), "
+    "or a folder whose children are named 1, 2, ..., each an artifact"
+)
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 _NAMED: Final = re.compile(rf"({MODEL_NAME.pattern})(?:/({_VERSION.pattern}))?=(.+)", re.DOTALL)
 
@@ -55,10 +59,7 @@ class Place(Value):
             return [Source(name=self.name, version=self.version or FIRST, path=self.path)]
         found = _versions(path)
         if not found:
-            raise ArtifactError(
-                f"{path}: expected an artifact (a folder with {MANIFEST}, or a file that ends in {PACKED}), "
-                "or a folder whose children are named 1, 2, ..., each an artifact"
-            )
+            raise ArtifactError(f"{path}: {_WANTED}")
         return [Source(name=self.name, version=version, path=str(found[version])) for version in found]
 
 
@@ -66,12 +67,14 @@ class Catalog(Value):
     """Every model that a server may load.
 
     ``places`` are those that the command names, ``directory`` a folder with others: ``NAME`` or ``NAME.tauten`` in it.
-    ``pins`` says which version answers where a request names none, by model.
+    ``pins`` says which version answers where a request names none, by model. ``handler`` is the file that runs before
+    and after all of them.
     """
 
     places: tuple[Place, ...] = ()
     directory: str | None = None
     pins: dict[str, str] = {}
+    handler: str | None = None
 
     def names(self) -> list[str]:
         """The models that are there now."""
@@ -105,8 +108,8 @@ class Catalog(Value):
 
     def state(self, name: str) -> str:
         """What changes when the model on disk does, read without reading all of it; "" where there is none now."""
-        digest = hashlib.sha256()
         try:
+            digest = hashlib.sha256(self.handler_digest())
             for source in self.sources(name):
                 digest.update(f"{source.version} {source.path}\n".encode(errors="surrogateescape"))
                 path = Path(source.path)
@@ -119,6 +122,10 @@ class Catalog(Value):
         except (NotFound, ArtifactError, ConfigError, OSError):
             return ""
         return digest.hexdigest()
+
+    def handler_digest(self) -> bytes:
+        """The digest of the handler's file as it is now, nothing where there is none. Raises ``OSError``."""
+        return b"" if self.handler is None else hashlib.sha256(Path(self.handler).read_bytes()).digest()
 
     def _inside(self, name: str) -> list[Source]:
         """The versions of a model in the directory. A link that leads out of it leads nowhere."""
@@ -135,12 +142,17 @@ class Catalog(Value):
 
 
 def make_catalog(
-    artifacts: Sequence[str] = (), *, name: str | None = None, directory: str | None = None, pins: Sequence[str] = ()
+    artifacts: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    directory: str | None = None,
+    pins: Sequence[str] = (),
+    handler: Path | None = None,
 ) -> tuple[Catalog, dict[str, Artifact]]:
     """The catalog that a command line asks for, and the artifacts that had to be read for their names, by path.
 
     Each of ``artifacts`` is ``PATH``, ``NAME=PATH`` or ``NAME/VERSION=PATH``; a folder of versions without a name is
-    named as the folder is. ``name`` is for a single one. Each of ``pins`` is ``NAME=VERSION``.
+    named as the folder is. ``name`` is for a single one. Each of ``pins`` is ``NAME=VERSION``; ``handler`` is a file.
 
     Raises ``ConfigError`` for what cannot be read so, ``ArtifactError`` where there is nothing to serve.
     """
@@ -155,13 +167,20 @@ def make_catalog(
             continue
         path = Path(text)
         called = name
-        if called is None and (_is_artifact(path) or not _versions(path)):
+        if called is None and _is_artifact(path):
             read[text] = read_artifact(path)
             called = read[text].manifest.name
+        elif called is None and not _versions(path):
+            raise ArtifactError(f"{path}: {_WANTED}")
         places.append(Place(name=check_model_name(called or path.resolve().name), path=text))
     if directory is not None and not os.path.isdir(directory):
         raise ConfigError(f"expected the repository to be a folder, got {directory!r}")
-    catalog = Catalog(places=tuple(places), directory=directory, pins=dict(_pin(text) for text in pins))
+    catalog = Catalog(
+        places=tuple(places),
+        directory=directory,
+        pins=dict(_pin(text) for text in pins),
+        handler=None if handler is None else str(handler),
+    )
     for place in places:  # says what is wrong before anything is loaded
         catalog.sources(place.name)
     strange = set(catalog.pins) - {place.name for place in places}
@@ -185,7 +204,7 @@ def _versions(path: Path) -> dict[str, Path]:
     """The children of a folder that are versions, the lowest first."""
     try:
         children = os.listdir(path)
-    except OSError:
+    except (OSError, ValueError):
         return {}
     found = {}
     for child in children:

@@ -211,11 +211,12 @@ class Manager:
         """Every version of a model, loaded where it is another than the one that is served. Called in a thread."""
         known = {model.version: model for model in serving}
         models: list[ServedModel] = []
+        handler = self._catalog.handler_digest()
         try:
             for source in self._catalog.sources(name):
                 artifact = read_artifact(source.path)
                 old = known.get(source.version)
-                same = old is not None and old.digest == digest_of(artifact)
+                same = old is not None and (old.digest, old.handler_digest) == (digest_of(artifact), handler)
                 models.append(old if old is not None and same else self._make(source, artifact))
         except BaseException:
             for model in models:

@@ -1,0 +1,49 @@
+"""The server that independent clients ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tauten.core.tensor import TensorSpec
+from tauten.run.serve.catalog import Catalog
+from tauten.run.serve.model import ServedModel
+from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
+from tauten.run.serve.server import Server
+from tauten.run.serve.settings import ServeSettings
+from tests.unit.serve.artifacts import null_artifact
+from tests.unit.serve.tiny import Double, Running, Same, serving
+
+EVERY = [TensorSpec(name=dtype, shape=("batch", 2), dtype=dtype) for dtype in DATATYPES]
+FIXED = [
+    TensorSpec(name=dtype, shape=(2, 3) if index % 2 else (1,), dtype=dtype)
+    for index, dtype in enumerate(name for name in DATATYPES if name not in BINARY_ONLY)
+]
+
+
+@contextmanager
+def several(folder: Path, **settings: int) -> Iterator[Running]:
+    """``m`` in two versions, ``every`` of all datatypes, and ``digits``, which is loaded from a repository."""
+    null_artifact(folder / "digits")
+    models = [
+        ServedModel("m", Double()),
+        ServedModel("m", Double(), version="2"),
+        ServedModel("every", Same(EVERY)),
+    ]
+    chosen = ServeSettings(port=0, instances=1, **settings)
+    with serving(Server(models, chosen, catalog=Catalog(directory=str(folder)))) as found:
+        yield found
+
+
+@contextmanager
+def described(folder: Path) -> Iterator[Running]:
+    """``fixed``, whose shapes do not vary and which has all datatypes that JSON can carry, and ``varies``."""
+    null_artifact(folder / "digits")
+    models = [
+        ServedModel("fixed", Same(FIXED)),
+        ServedModel("one", Same([TensorSpec(name="x", shape=(2, 2), dtype="float32")])),
+        ServedModel("varies", Same([TensorSpec(name="x", shape=("batch", 3), dtype="float32")])),
+    ]
+    with serving(Server(models, ServeSettings(port=0, instances=1), catalog=Catalog(directory=str(folder)))) as found:
+        yield found
