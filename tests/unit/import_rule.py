@@ -16,6 +16,7 @@ LOW["run.engines"] = {*LOW["artifact"], "artifact"}
 LOW["run.measure"] = {*LOW["run.engines"], "run.engines"}
 LOW["run.serve.protocol"] = LOW["run.engines"]  # before run.serve: the first room that fits a file is its room
 LOW["run.load"] = LOW["run.serve"] = {*LOW["run.measure"], "run.measure", "run.serve.protocol"}
+LOW["client"] = {*LOW["run.serve"], "run.serve", "run.load"}
 LOW["make.layers"] = {*LOW["run.measure"], "run.measure", "make.layers", "make.graph"}
 LOW["make.graph"] = LOW["make.datasets"] = LOW["make.layers"]
 LOW["make.model"] = {*LOW["make.graph"], "make.datasets"}

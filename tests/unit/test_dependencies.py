@@ -44,6 +44,7 @@ def test_the_running_half_needs_the_base_install_alone() -> None:
     base = declared(PROJECT["dependencies"])
     rooms = ("tauten.errors", "tauten.core", "tauten.codecs", "tauten.artifact", "tauten.run")
     late = {f"tauten.run.engines.{name}" for name in ("_operations", "eager", "executorch", "inductor", "openvino")}
+    late.add("tauten.run.serve.cache.redis")
     missing = {
         module: names - base
         for module, names in foreign().items()

@@ -139,8 +139,8 @@ def _statistics_of(model: ServedModel) -> dict[str, Any]:
             "compute_input": phase("compute_input"),
             "compute_infer": phase("compute_infer"),
             "compute_output": phase("compute_output"),
-            "cache_hit": none,
-            "cache_miss": none,
+            "cache_hit": none if model.cached is None else {"count": model.cached.hits, "ns": model.cached.lookup_ns},
+            "cache_miss": none if model.cached is None else {"count": model.cached.misses, "ns": 0},
         },
         # Input and output are read and written request by request, so that they are in no batch's time.
         "batch_stats": [
