@@ -8,6 +8,7 @@ _WEIGHT: Final = 0.1
 _TRIES: Final = 3
 _EXPLORE: Final = 64
 _BETTER: Final = 0.97
+_LEAST_GAIN_NS: Final = 1_000_000
 _LONGEST_WAIT_NS: Final = 20_000_000
 
 
@@ -72,17 +73,15 @@ class BatchCosts:
         slope, fixed = self.line()
         return int(slope * rows + fixed)
 
-    def wait_ns(self, rows: int, calls: int, gap_ns: float) -> int:
-        """How long ``calls`` calls of ``rows`` rows gain by waiting for the next, which is expected in ``gap_ns``.
+    def wait_ns(self, calls: int, gap_ns: float) -> int:
+        """How long ``calls`` calls gain by waiting for the next, of one row, which is expected in ``gap_ns``.
 
-        With a time of a*n + b and m calls here, running now makes the next call wait until a*n + b, and costs a + b for
-        it alone; waiting makes all m wait ``gap`` and a longer. The sum of all waits is less with the wait where
-        ``(m + 1) * gap < b - m * a - a * (n - m)``... which for one row a call is ``(n + 1) * gap + n * a < b``.
-        0 where nothing is gained.
+        Let a batch of n rows take a*n + b. If m calls run now, the next one waits for the rest of their time and then
+        takes a + b; if they wait for it, each of the m is later by the gap and by a, and the next is earlier by
+        b less the gap. The sum of all waits is less with the wait where ``(m + 1) * gap + m * a < b``. It must be so
+        by a millisecond, which is what timers are good for. 0 where nothing is gained.
         """
-        if gap_ns * (calls + 1) >= _LONGEST_WAIT_NS:
-            return 0
         slope, fixed = self.line()
-        if (calls + 1) * gap_ns + slope * rows >= fixed:
+        if (calls + 1) * gap_ns + calls * slope + _LEAST_GAIN_NS >= fixed:
             return 0
         return int(min(2 * gap_ns, _LONGEST_WAIT_NS))

@@ -18,6 +18,7 @@ from tauten.run.serve.scheduler import Scheduler
 __all__ = ["Continuous"]
 
 _GAP_WEIGHT: Final = 0.05
+_MOST_PATIENCE: Final = 10
 
 
 class Continuous(Scheduler):
@@ -34,6 +35,9 @@ class Continuous(Scheduler):
         self._queues: dict[tuple[int, Hashable], deque[Call]] = {}
         self._last_ns = 0
         self._gap_ns = 1e12  # mean time between arrivals
+        self._awaited = 0  # calls of the batch that waits for one more
+        self._in_vain = 0
+        self._no_wait = 0  # batches that leave at once before the next that may wait
         self._expired: list[Call] = []
 
     def submit(self, call: Call, now_ns: int) -> None:
@@ -123,19 +127,26 @@ class Continuous(Scheduler):
     def _worth_waiting(self, batch: Batch, now_ns: int) -> int:
         """Until when the batch shall wait for another call; 0 for not at all."""
         if batch.why != "idle" or batch.rows >= self.max_rows:
+            self._awaited = 0
             return 0
-        wait_ns = self.costs.wait_ns(batch.rows, len(batch.calls), self._gap_ns)
-        if not wait_ns:
+        if self._no_wait:
+            self._no_wait -= 1
             return 0
-        # What has waited stays counted: the batch leaves when the wait that paid at its first look is over.
-        until_ns = batch.calls[0].arrived_ns + wait_ns
+        calls = len(batch.calls)
+        until_ns = batch.calls[0].arrived_ns + self.costs.wait_ns(calls, self._gap_ns)
         deadlines = [call.deadline_ns for call in batch.calls if call.deadline_ns]
         if deadlines:
             until_ns = min(until_ns, min(deadlines) - 2 * self.costs.estimate_ns(batch.rows))
-        if until_ns <= now_ns:
+        if until_ns > now_ns:
+            self._awaited = self._awaited or calls
+            return until_ns
+        if self._awaited:
+            # Clients that send their next request only when they have an answer come in bursts, and nobody follows.
+            self._in_vain = 0 if calls > self._awaited else min(self._in_vain + 1, _MOST_PATIENCE)
+            self._no_wait = (1 << self._in_vain) - 1
+            self._awaited = 0
             batch.why = "waited"
-            return 0
-        return until_ns
+        return 0
 
     def _put_back(self, key: tuple[int, Hashable], batch: Batch) -> None:
         queue = self._queues.setdefault(key, deque())
