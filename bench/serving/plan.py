@@ -1,23 +1,31 @@
-"""What is measured: which server, at which points, in how many rounds."""
+"""What is measured: which servers take turns at which load, in how many rounds.
+
+A machine that is lent has faster and slower minutes. So servers that are compared are up at the same time, the others
+idle while one is measured, and take turns of about a second; a ratio is taken within a turn.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
-RAW = "raw"
-"""ONNX Runtime in a loop, without a server."""
-LIMIT = "limit"
+RAW: Final = "raw"
+"""ONNX Runtime in a loop, without a server; each turn with each of ``BATCHES``."""
+BATCHES: Final = (1, 8, 32)
+LIMIT: Final = "limit"
 """A server in C that computes nothing: what the load generator reaches."""
-POISSON = 4000.0
-CONNECTIONS = 64
+CONNECTIONS: Final = 64
 """Of an open loop."""
-START_S, STOP_S = 1.5, 0.5
-"""What starting and stopping a server takes, to foretell how long a run takes; heavy ones take longer."""
-HEAVY_START_S = 5.0
-WARMUP_S = 1.5
-SLOWER = 2
-"""How many times as long a point of the slow model is measured."""
+POISSON: Final = "poisson-4000"
+START_S: Final = {"litserve": 4.0, "bentoml": 8.0, "mlserver": 4.0, "mosec": 2.5}
+"""Starting and stopping, to foretell how long a run takes; ``OTHER_START_S`` of those that are not named."""
+OTHER_START_S: Final = 1.5
+FIRST_WARMUP_S: Final = 1.0
+"""Of a server's first turn at a load, where clients connect and a server learns; ``WARMUP_S`` of the others."""
+WARMUP_S: Final = 0.25
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,87 +51,104 @@ class Point:
         """Whether the model takes so long that few batches are answered in a second."""
         return self.model == "minilm"
 
-    @property
-    def batch(self) -> int:
-        """Rows a call of RAW."""
-        return int(self.load[1:])
-
     def __str__(self) -> str:
         return f"{self.model}-{self.mode}-{self.load}"
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A server, started once a round with one model, and the points that it is measured at."""
+class Row:
+    """A load, and the servers that take turns at it."""
 
-    server: str
-    points: tuple[Point, ...]
-    rounds: int
+    point: Point
+    servers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose servers are up together, started once a round. A turn of a slow model is longer than of others."""
+
+    name: str
+    rows: tuple[Row, ...]
+    rounds: int = 5
+    turns: int = 4
+    longer: float = 1.0
 
     @property
-    def model(self) -> str:
-        return self.points[0].model
+    def servers(self) -> list[str]:
+        return list(dict.fromkeys(server for row in self.rows for server in row.servers))
 
 
-def _s(mode: str, *loads: str) -> tuple[Point, ...]:
-    return tuple(Point("lenet", mode, load) for load in loads)
+MAIN: Final = ("tauten", "granian", "mosec", RAW)
+OTHERS: Final = ("tauten", "granian", "granian-asgi", "fastapi", "litserve", "mlserver", "bentoml")
+SIZES: Final = (4, 256, 4096, 65_536, 1_048_576, 16_777_216)
 
 
-def _m(*loads: str, mode: str = "binary") -> tuple[Point, ...]:
-    return tuple(Point("minilm", mode, load) for load in loads)
+def _s(mode: str, load: str, *servers: str) -> Row:
+    return Row(Point("lenet", mode, load), servers)
 
 
-POISSON_LOAD = f"poisson-{POISSON:.0f}"
-SIZES = (4, 256, 4096, 65_536, 1_048_576, 16_777_216)
-HEAVY = ("granian-asgi", "fastapi", "litserve", "mlserver", "bentoml")
-"""Measured at one point, in three rounds."""
+def _m(load: str, *servers: str) -> Row:
+    return Row(Point("minilm", "binary", load), servers)
 
-PLAN: tuple[Visit, ...] = (
-    Visit(RAW, _s("raw", "b1", "b8", "b16", "b32"), 5),
-    Visit("tauten", (*_s("binary", "c8", "c32", "c64"), *_s("json", "c32"), *_s("binary", POISSON_LOAD),
-                     *_s("raw", "c32")), 5),
-    Visit("granian", (*_s("binary", "c8", "c32", "c64"), *_s("json", "c32"), *_s("binary", POISSON_LOAD)), 5),
-    *(Visit("mosec", _s("binary", load), 5) for load in ("c8", "c32", "c64", POISSON_LOAD)),  # set for each
-    Visit(RAW, _m("b1", "b8", "b32", mode="raw"), 5),
-    Visit("tauten", _m("c8", "c16", "c32"), 5),
-    Visit("granian", _m("c8", "c32"), 5),
-    *(Visit("mosec", _m(load), 5) for load in ("c8", "c16", "c32")),
-    *(Visit(server, _s("binary", "c32"), 3) for server in HEAVY),
+
+def _null(size: int, load: str) -> Row:
+    return Row(Point(f"null-{size}", "binary", load, size), ("tauten-null",))
+
+
+PLAN: Final = (
+    Group("S", (
+        _s("binary", "c8", *MAIN), _s("binary", "c32", *MAIN), _s("binary", "c64", *MAIN),
+        _s("json", "c32", "tauten", "granian", RAW), _s("binary", POISSON, "tauten", "granian", "mosec"),
+        _s("raw", "c32", "tauten", RAW),
+    )),
+    Group("M", (_m("c8", *MAIN), _m("c16", "tauten", "mosec", RAW), _m("c32", *MAIN)), turns=2, longer=3.0),
+    Group("others", (_s("binary", "c32", *OTHERS),), rounds=3),
     # Tauten alone.
-    Visit(LIMIT, (Point("limit", "binary", "c8", 3136), Point("limit", "binary", "c32", 3136)), 3),
-    Visit("tauten-cache", _s("binary", "c32"), 3),
-    Visit("tauten-null", tuple(Point("null-3136", "binary", load, 3136) for load in ("c1", "c8", "c32", "c64")), 3),
-    *(Visit("tauten-null", (Point(f"null-{size}", "binary", "c8", size),), 3) for size in SIZES),
-    *(Visit(f"tauten-{count}-instances", _m("c32"), 3) for count in (1, 2)),
+    Group("limit", tuple(Row(Point("limit", "binary", load, 3136), (LIMIT,)) for load in ("c8", "c32")), 3, 2),
+    Group("cache", (_s("binary", "c32", "tauten-cache", RAW),), 3, 2),
+    Group("null", tuple(_null(3136, load) for load in ("c1", "c8", "c32", "c64")), 3, 2),
+    *(Group(f"null-{size}", (_null(size, "c8"),), 3, 2) for size in SIZES),
+    Group("instances", (_m("c32", "tauten-1-instances", "tauten-2-instances"),), 3, 2, 3.0),
 )  # fmt: skip
-"""A round is all visits that have so many rounds, in an order that turns from round to round."""
 
 
-def chosen(plan: Sequence[Visit], servers: Collection[str], points: Collection[str]) -> list[Visit]:
-    """The part of ``plan`` of those servers and those points (or models), all where none are named."""
+def chosen(plan: Sequence[Group], servers: Collection[str], points: Collection[str]) -> list[Group]:
+    """The part of ``plan`` of those servers and those points (or groups, models, loads); all where none are named."""
     found = []
-    for visit in plan:
-        kept = tuple(one for one in visit.points if not points or {str(one), one.model, one.load} & set(points))
-        if kept and (not servers or visit.server in servers):
-            found.append(replace(visit, points=kept))
+    for group in plan:
+        rows = []
+        for row in group.rows:
+            names = {str(row.point), row.point.model, row.point.load, group.name}
+            kept = tuple(one for one in row.servers if not servers or one in servers)
+            if kept and (not points or names & set(points)):
+                rows.append(replace(row, servers=kept))
+        if rows:
+            found.append(replace(group, rows=tuple(rows)))
     return found
 
 
-def order(plan: Sequence[Visit], index: int) -> list[Visit]:
-    """The visits of round ``index``, each round beginning elsewhere; every other one runs backwards."""
-    visits = [visit for visit in plan if index < visit.rounds]
-    if not visits:
-        return []
-    at = index * 3 % len(visits)
-    turned = visits[at:] + visits[:at]
-    return turned[::-1] if index % 2 else turned
+def turned(items: Sequence[T], by: int) -> list[T]:
+    """The same items, another one first; every other time backwards."""
+    at = by % max(len(items), 1)
+    found = [*items[at:], *items[:at]]
+    return found[::-1] if by % 2 else found
 
 
-def foretold_s(plan: Sequence[Visit], rounds: int, seconds: float) -> float:
+def slots(group: Group) -> int:
+    """Measurements in a round."""
+    return group.turns * sum(len(row.servers) + (len(BATCHES) - 1) * (RAW in row.servers) for row in group.rows)
+
+
+def foretold_s(plan: Sequence[Group], rounds: int, seconds: float) -> float:
     """How long measuring ``rounds`` rounds of ``plan`` takes, about."""
     total = 0.0
-    for visit in plan:
-        start = HEAVY_START_S if visit.server in HEAVY or visit.server == "mosec" else START_S
-        once = start + STOP_S + sum(seconds * (SLOWER if point.slow else 1) + WARMUP_S for point in visit.points)
-        total += min(rounds, visit.rounds) * once
+    for group in plan:
+        once = sum(START_S.get(server, OTHER_START_S) for server in group.servers)
+        for row in group.rows:
+            measured = seconds * group.longer
+            warmup = FIRST_WARMUP_S if row.point.slow else (FIRST_WARMUP_S + (group.turns - 1) * WARMUP_S) / group.turns
+            for server in row.servers:
+                slot = len(BATCHES) * measured * 0.6 if server == RAW else measured + warmup + 0.1
+                once += group.turns * slot
+        total += min(rounds, group.rounds) * once
     return total

@@ -1,29 +1,20 @@
-"""Measures the plan: round by round, server by server, point by point; what is finished is kept and not done again."""
+"""Measures the plan: round by round, group by group, turn by turn; a row that is finished is not done again."""
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bench.serving.environments import python
-from bench.serving.generator import load
-from bench.serving.models import FOLDER, Served, nothing, rows, served, write_requests
-from bench.serving.plan import RAW, SLOWER, WARMUP_S, Point, Visit, foretold_s, order
-from bench.serving.process import CLIENT_CORE, Running, exchange, free_port, processor_seconds
-from bench.serving.servers import PEERS, SERVERS, Server
-from tauten.core.tensor import Array
+from bench.serving.loaded import Figures, Loaded, Raw
+from bench.serving.plan import FIRST_WARMUP_S, RAW, WARMUP_S, Group, Row, foretold_s, turned
 
 Record = dict[str, Any]
-SETTLE_S = 0.2
-"""Between a server's start and its first load, and between two loads."""
+Runner = Loaded | Raw
 
 
 class Store:
@@ -41,160 +32,88 @@ class Store:
             raise SystemExit(f"{path} was measured with {first}, not with {json.dumps(settings)}: begin with --fresh")
         self.records = [json.loads(line) for line in lines]
 
-    def add(self, record: Record) -> None:
-        self.records.append(record)
+    def add(self, records: Sequence[Record]) -> None:
+        self.records.extend(records)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write("".join(json.dumps(record) + "\n" for record in records))
 
-    def has(self, index: int, server: str, point: Point) -> bool:
-        key = (index, server, str(point))
-        return any((one["round"], one["server"], one["point"]) == key for one in self.records)
+    def has(self, index: int, group: Group, row: Row) -> bool:
+        """Whether all servers of the row were measured in that round; those that could not be started count as well."""
+        wanted = (index, f"{group.name}/{row.point}")
+        found = {one["server"] for one in self.records if (one["round"], one["row"]) == wanted}
+        return found >= set(row.servers)
 
-    def forget(self, plan: Sequence[Visit]) -> None:
+    def forget(self, plan: Sequence[Group]) -> None:
         """What ``plan`` measures is to be measured anew."""
-        again = {(visit.server, str(point)) for visit in plan for point in visit.points}
-        self.records = [one for one in self.records if (one["server"], one["point"]) not in again]
+        again = {f"{group.name}/{row.point}" for group in plan for row in group.rows}
+        self.records = [one for one in self.records if one["row"] not in again]
         first = self.path.read_text("utf-8").splitlines()[0]
         self.path.write_text("\n".join([first, *map(json.dumps, self.records)]) + "\n", "utf-8")
 
 
-def measure(plan: Sequence[Visit], rounds: int, seconds: float, store: Store) -> dict[str, str]:
+def measure(plan: Sequence[Group], rounds: int, seconds: float, store: Store) -> dict[str, str]:
     """Fill ``store``; what went wrong, by server."""
     faults: dict[str, str] = {}
     total = foretold_s(plan, rounds, seconds)
     began, foretold_done = time.monotonic(), 0.0
     for index in range(rounds):
-        for visit in order(plan, index):
-            points = [point for point in turned(visit.points, index) if not store.has(index, visit.server, point)]
-            if points:
+        for group in turned([group for group in plan if index < group.rounds], index * 3):
+            rows = [row for row in turned(group.rows, index) if not store.has(index, group, row)]
+            if rows:
                 spent = (time.monotonic() - began) / 60
-                print(f"[round {index + 1} of {rounds}; {spent:.1f} min, {foretold_done / total:.0%}] ", end="")
-                print(visit.server, visit.model, flush=True)
-                try:
-                    for record in _visit(visit.server, points, index, seconds):
-                        store.add(record)
-                        print(f"    {told(record)}", flush=True)
-                except (RuntimeError, OSError, subprocess.SubprocessError) as fault:
-                    faults[visit.server] = str(fault)
-                    print(f"    failed: {fault}", flush=True)
-            foretold_done += foretold_s([visit], 1, seconds)
+                done = f"{foretold_done / total:.0%} after {spent:.1f} min"
+                print(f"[round {index + 1} of {rounds}, {done}] {group.name}: {', '.join(group.servers)}", flush=True)
+                _round(group, rows, index, seconds * group.longer, store, faults)
+            foretold_done += foretold_s([group], 1, seconds)
     return faults
 
 
-def turned(points: Sequence[Point], index: int) -> list[Point]:
-    """Each round another point is the first."""
-    at = index % len(points)
-    return [*points[at:], *points[:at]]
+def _round(group: Group, rows: Sequence[Row], index: int, seconds: float, store: Store, faults: dict[str, str]) -> None:
+    with ExitStack() as stack:
+        up: dict[tuple[str, str], Runner] = {}
+        for row in rows:
+            for server in turned(row.servers, index):
+                key = (server, Raw.variant if server == RAW else Loaded.variant_for(server, row.point))
+                if key in up or server in faults:
+                    continue
+                try:
+                    runner = Raw(row.point) if server == RAW else Loaded(server, row.point)
+                    up[key] = stack.enter_context(runner)
+                except (RuntimeError, OSError, subprocess.SubprocessError) as fault:
+                    faults[server] = str(fault)
+                    print(f"    {server} failed: {fault}", flush=True)
+        for row in rows:
+            taking = [server for server in row.servers if server not in faults]
+            records = []
+            for turn in range(group.turns if taking else 0):
+                for server in turned(taking, index + turn):
+                    key = (server, Raw.variant if server == RAW else Loaded.variant_for(server, row.point))
+                    warmup = WARMUP_S if turn and not row.point.slow else FIRST_WARMUP_S
+                    seed = index * group.turns + turn
+                    came = up[key].slot(row.point, seconds, warmup, seed)
+                    shared = {"round": index, "turn": turn, "row": f"{group.name}/{row.point}", "server": server}
+                    records += [{**shared, **figures} for figures in came]
+            store.add(records)
+            for line in told(records):
+                print(f"    {line}", flush=True)
 
 
-def model_of(point: Point) -> Served:
-    """What ``point`` is about, made where it is not there."""
-    return nothing(point.model, point.size) if point.size else served(point.model)
+def told(records: Sequence[Record]) -> list[str]:
+    """A line for each server and point: the mean of its turns."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["server"], record["point"]), []).append(record)
+    return [_line(server, point, group) for (server, point), group in groups.items()]
 
 
-def _visit(name: str, points: Sequence[Point], index: int, seconds: float) -> list[Record]:
-    if name == RAW:
-        return [_raw(point, index, seconds) for point in points]
-    server, model = SERVERS[name], model_of(points[0])
-    port = free_port()
-    samples = rows(model.arrays())
-    expected = None if points[0].size else _expected(model, samples[0])
+def _line(server: str, point: str, group: Sequence[Figures]) -> str:
+    def mean(key: str) -> float:
+        return float(sum(one.get(key, 0) for one in group) / len(group))
 
-    def answers(port: int) -> bool:
-        status, headers, body = exchange(port, server.request(points[0].mode, samples[0]))
-        if status == 200 and expected is not None:
-            got = server.answer(points[0].mode, headers, body)
-            if not np.allclose(got.ravel(), expected.ravel(), rtol=1e-3, atol=1e-4):
-                raise RuntimeError(f"{name} answers {got[:4]}… where the model says {expected.ravel()[:4]}…")
-        return status == 200
-
-    command = server.command(python(server.environment), model, port)
-    log = FOLDER / "logs" / f"{name}-{model.name}.log"
-    found = []
-    with Running(command, server.variables(model, port, points[0]), port, answers, log, server.cores) as running:
-        ready = {"ready_s": running.ready_s, "pss_mb": running.pss_mb()}
-        for point in points:
-            requests = write_requests(
-                FOLDER / "requests" / f"{name}-{point}.bin", [server.request(point.mode, row) for row in samples]
-            )
-            time.sleep(SETTLE_S)
-            figures = _loaded(running, server, point, requests, seconds, seed=index)
-            found.append({**_key(name, point, index), **figures, **ready, "pss_loaded_mb": running.pss_mb()})
-    return found
-
-
-def _loaded(running: Running, server: Server, point: Point, requests: Path, seconds: float, seed: int) -> Record:
-    """One run of the load generator, and how much processor time went elsewhere meanwhile."""
-    pids = running.pids()
-    machine, own, family = processor_seconds(), _children_s(), _used_s(pids)
-    shares = str(CLIENT_CORE) in server.cores
-    seconds *= SLOWER if point.slow else 1
-    figures = load(running.port, requests, point.connections, seconds, WARMUP_S, point.rate, seed, pids, wait=shares)
-    if point.slow and figures["mean_ms"] and not figures["errors"]:
-        # The time holds a few bursts of answers, and the edges cut one: the rate is told without edges by what was
-        # under way over the mean latency (Little, 1961).
-        figures["req_s"] = point.connections / figures["mean_ms"] * 1000
-    after = processor_seconds()
-    others = after["busy"] - machine["busy"] - (_children_s() - own) - (_used_s(pids) - family)
-    return {**figures, "others_s": round(others, 3), "stolen_s": round(after["stolen"] - machine["stolen"], 3)}
-
-
-def _raw(point: Point, index: int, seconds: float) -> Record:
-    model = model_of(point)
-    command = ["taskset", "-c", "0", str(python("granian")), str(PEERS / "raw_loop.py"), str(model.samples.absolute())]
-    seconds *= SLOWER if point.slow else 1
-    command += [str(point.batch), str(min(1.0, seconds)), str(seconds)]
-    variables = {"BENCH_ONNX": str(model.onnx.absolute()), "PYTHONPATH": str(PEERS)}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-800:])
-    return {**_key(RAW, point, index), **json.loads(done.stdout)}
-
-
-def _key(server: str, point: Point, index: int) -> Record:
-    return {
-        "round": index,
-        "server": server,
-        "point": str(point),
-        "model": point.model,
-        "mode": point.mode,
-        "load": point.load,
-        "size": point.size,
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _expected(model: Served, row: dict[str, Array]) -> Array:
-    import onnxruntime
-
-    answer: Array = onnxruntime.InferenceSession(str(model.onnx)).run(None, row)[0]
-    return answer
-
-
-def _children_s() -> float:
-    """Processor time of the children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _used_s(pids: Sequence[int]) -> float:
-    total = 0.0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        total += (int(fields[11]) + int(fields[12])) / 100
-    return total
-
-
-def told(record: Record) -> str:
-    """One line."""
-    used = record["cpu_s"] / max(record["requests"], 1) * 1e6
-    line = f"{record['point']:<28} {record['req_s']:>9,.0f} req/s   p50 {record['p50_ms']:.3f}"
-    line += f"   p99 {record['p99_ms']:.3f} ms   {used:.0f} us of processor"
-    if record.get("others_s", 0) > 0.1 * record["seconds"]:
-        line += f"   disturbed: {record['others_s']:.1f} s went elsewhere"
-    if record["errors"]:
-        line += f"   ERRORS {record['errors']}"
-    return line
+    used = sum(one["cpu_s"] for one in group) / max(sum(one["requests"] for one in group), 1) * 1e6
+    line = f"{server:<19} {point:<27} {mean('req_s'):>9,.0f} req/s   p50 {mean('p50_ms'):.3f}"
+    line += f"   p99 {mean('p99_ms'):.3f} ms   {used:.0f} us of processor"
+    if mean("others_s") > 0.1 * mean("seconds"):
+        line += f"   disturbed: {mean('others_s'):.2f} s went elsewhere"
+    errors = [one["errors"] for one in group if one["errors"]]
+    return line + (f"   ERRORS {errors}" if errors else "")

@@ -38,6 +38,10 @@ class Server(ABC):
         """Environment variables, for a visit that begins with ``point``."""
         return {"BENCH_ONNX": str(model.onnx.absolute()), "BENCH_PORT": str(port), "PYTHONPATH": str(PEERS)}
 
+    def variant(self, point: Point) -> str:
+        """What it is set to for ``point``; servers of different variants are processes of their own."""
+        return ""
+
     @abstractmethod
     def request(self, mode: str, row: Arrays) -> bytes:
         """A whole request for one row."""
@@ -126,8 +130,10 @@ class Mosec(Server):
     name = environment = "mosec"
 
     def variables(self, model: Served, port: int, point: Point) -> dict[str, str]:
-        batch = 16 if point.rate else point.connections
-        return {**super().variables(model, port, point), "BENCH_BATCH": str(batch)}
+        return {**super().variables(model, port, point), "BENCH_BATCH": self.variant(point)}
+
+    def variant(self, point: Point) -> str:
+        return str(16 if point.rate else point.connections)
 
     def command(self, python: Path, model: Served, port: int) -> list[str]:
         flags = ["--address", "127.0.0.1", "--port", str(port), "--log-level", "error", "--timeout", "30000"]
@@ -214,7 +220,7 @@ class Limit(V2):
         return [str(compiled("answer")), str(port)]
 
 
-CACHE = ("--cache", "64MB")
+CACHE = ("--cache", "memory")
 SERVERS: dict[str, Server] = {
     one.name: one
     for one in (

@@ -19,7 +19,7 @@ from bench.serving import generator
 from bench.serving.figures import collected
 from bench.serving.generator import compiled, load
 from bench.serving.models import post, rows, v2_binary, v2_json, write_requests
-from bench.serving.plan import PLAN, RAW, Point, chosen, foretold_s, order
+from bench.serving.plan import PLAN, RAW, Point, chosen, foretold_s, slots, turned
 from bench.serving.process import Running, free_port
 from bench.serving.tables import table
 
@@ -149,39 +149,40 @@ def test_requests_say_what_was_meant() -> None:
     assert np.frombuffer(body, np.float32, 1, length + 24).tolist() == row["x"].ravel().tolist()
 
 
-def test_every_round_visits_each_once_and_begins_elsewhere() -> None:
-    for index in range(3):
-        assert sorted(map(str, order(PLAN, index))) == sorted(map(str, PLAN))
-    assert len({str(order(PLAN, index)[0]) for index in range(3)}) == 3
-    assert {visit.rounds for visit in order(PLAN, 4)} == {5}
-    assert foretold_s(PLAN, 5, 4.0) < 35 * 60
+def test_turns_begin_elsewhere_and_the_plan_fits_into_its_time() -> None:
+    assert [turned("abc", by) for by in range(3)] == [["a", "b", "c"], ["a", "c", "b"], ["c", "a", "b"]]
+    assert turned((), 1) == []
+    assert foretold_s(PLAN, 5, 1.0) < 35 * 60
     (part,) = chosen(PLAN, {"granian"}, {"lenet-json-c32"})
-    assert [str(point) for point in part.points] == ["lenet-json-c32"]
+    assert [(str(row.point), row.servers) for row in part.rows] == [("lenet-json-c32", ("granian",))]
+    assert slots(part) == 4
 
 
-def _record(
-    index: int, server: str, req_s: float, load: str = "c32", mode: str = "binary", **more: Any
-) -> dict[str, Any]:
+def _record(turn: int, server: str, req_s: float, load: str = "c32", mode: str = "binary") -> dict[str, Any]:
     point = Point("lenet", mode, load)
     return {
-        "round": index, "server": server, "point": str(point), "model": point.model, "mode": mode, "load": load,
-        "size": 0, "req_s": req_s, "requests": int(req_s * 4), "seconds": 4.0, "cpu_s": 4.0, "p50_ms": 1.0,
-        "p99_ms": 2.0, "max_ms": 3.0, "errors": {}, "ready_s": 0.5 + index, "pss_mb": 60.0, "pss_loaded_mb": 70.0,
-        **more,
+        "round": 0, "turn": turn, "row": "S/lenet-binary-c32", "server": server, "point": str(point),
+        "model": point.model, "mode": mode, "load": load, "size": 0, "req_s": req_s, "requests": int(req_s * 4),
+        "seconds": 4.0, "cpu_s": 4.0, "p50_ms": 1.0, "p99_ms": 2.0, "max_ms": 3.0, "errors": {}, "ready_s": 0.5,
+        "pss_mb": 60.0, "pss_loaded_mb": 70.0,
     }  # fmt: skip
 
 
-def test_ratios_are_taken_within_the_round() -> None:
+def test_ratios_are_taken_within_the_turn() -> None:
     rates = {"granian": (1000, 2000, 4000), "tauten": (3000, 5000, 12_000)}
-    records = [_record(index, server, rate) for server, found in rates.items() for index, rate in enumerate(found)]
-    records += [_record(index, RAW, 10_000 * (index + 1), load, "raw") for index in range(3) for load in ("b1", "b32")]
+    records = [_record(turn, server, rate) for server, found in rates.items() for turn, rate in enumerate(found)]
+    for turn in range(3):
+        records += [
+            _record(turn, RAW, 10_000 * (turn + 1) * share, load, RAW) for load, share in (("b1", 1), ("b32", 0.5))
+        ]
     figures = collected(records, {})
     ours, granian = (next(one for one in figures["points"] if one["server"] == name) for name in ("tauten", "granian"))
     assert (ours["ratio_to_granian"], ours["ratio_to_granian_spread"]) == (3.0, [2.5, 3.0])
     assert ours["ratio_to_raw"] == pytest.approx(0.3)
+    assert ours["ratio_to_raw_b32"] == pytest.approx(0.6)
     assert granian["tauten_over_it"] == 3.0
     assert (ours["req_s"], ours["req_s_spread"]) == (5000, [3000, 12_000])
     assert ours["cpu_s_per_1k"] == pytest.approx(4 / 20)
     (server,) = [one for one in figures["servers"] if one["server"] == "tauten"]
-    assert server["ready_s"] == 1.5
+    assert server["ready_s"] == 0.5
     assert "| S, 32 connections | 5,000 | 2,000 |  | **3.00 (2.50 to 3.00)** |" in table(figures)
