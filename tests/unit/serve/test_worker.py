@@ -333,7 +333,7 @@ class Lossy(Instance):
         self.inner.close()
 
 
-@pytest.mark.parametrize("losses", [1, 2])
+@pytest.mark.parametrize("losses", [1, 3])
 def test_a_lost_batch_is_run_once_more_and_not_twice(losses: int) -> None:
     async def main() -> None:
         asking = Asking(Double(), make=lambda engine: Lossy(losses))

@@ -6,8 +6,10 @@ a ``Decoder`` remembers what a request says beside its numbers, and with it stan
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Hashable, Sequence
+from functools import partial
 from time import perf_counter_ns
 from typing import Final, NamedTuple, cast
 
@@ -15,8 +17,9 @@ from tauten.core.tensor import Array
 from tauten.errors import EngineError, InputError, NotReady, Overloaded, TautenError
 from tauten.run.serve.call import Call
 from tauten.run.serve.model import ServedModel
+from tauten.run.serve.pace import Pace
 from tauten.run.serve.protocol.datatypes import DATATYPES, dump_numbers
-from tauten.run.serve.protocol.http import Respond
+from tauten.run.serve.protocol.http import Respond, Ticket
 from tauten.run.serve.protocol.layout import Decoder, Layout
 from tauten.run.serve.protocol.messages import (
     BINARY_TYPE,
@@ -37,6 +40,7 @@ log = logging.getLogger("tauten.serve")
 
 _HEADER_LENGTH: Final = HEADER_LENGTH.lower().encode("ascii")
 _EXPLAIN: Final = EXPLAIN.lower().encode("ascii")
+_FULL: Final = error_response(429, "the queue is full: try again later")
 _NOTED: Final = 16
 _ONE_PIECE: Final = 64 * 2**10
 
@@ -62,15 +66,21 @@ class Infer:
 
     def __init__(self, model: ServedModel, *, exact: bool = False) -> None:
         self._model = model
+        self._pace: Pace | None = None
         self._decode = Decoder(model.inputs, model.outputs, batches=not exact)
         self._names = [spec.name for spec in model.outputs]
         self._jsons: dict[Hashable, bytes] = {}
         self._places = {name: index for index, name in enumerate(self._names)}
 
-    def __call__(self, request: Request, respond: Respond) -> Call | None:
+    def __call__(self, request: Request, respond: Respond) -> Ticket | None:
         """Decode a request and hand it on; it is answered by ``respond``. What it took goes into the statistics."""
         started = perf_counter_ns()
         model = self._model
+        if model.full:  # before it costs anything
+            model.statistics.failed("REJECTED", perf_counter_ns() - started)
+            if self._pace is None:
+                self._pace = Pace(asyncio.get_running_loop())
+            return self._pace.refuse(partial(respond, _FULL))
         try:
             notes = request.head.notes
             if notes is None:

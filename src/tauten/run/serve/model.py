@@ -170,6 +170,11 @@ class ServedModel:
             self.cached.close()
         self._entry = self._worker = self.cached = None
 
+    @property
+    def full(self) -> bool:
+        """Whether any request that came now would be refused, whatever it says."""
+        return self.cached is None and self._worker is not None and self._worker.full
+
     def submit(self, call: Call) -> None:
         """Answer ``call``, now or later, as ``Worker.submit`` does; ``NotReady`` before ``start``, after ``stop``."""
         if self._entry is None:

@@ -78,6 +78,14 @@ class Worker:
         """Calls that run now."""
         return sum(len(batch.calls) for batch, _ in self._running.values())
 
+    @property
+    def full(self) -> bool:
+        """Whether a call that came now would be refused."""
+        waiting = self._scheduler.waiting
+        return waiting >= self._queue and (
+            waiting > 0 or not any(one.healthy and not one.outstanding for one in self._instances)
+        )
+
     def submit(self, call: Call) -> None:
         """Run ``call``; it is answered in the event loop, maybe before this returns.
 
@@ -90,7 +98,7 @@ class Worker:
             call.refuse(NotReady("the model is being unloaded"))
             return
         scheduler = self._scheduler
-        if scheduler.waiting >= self._queue and (scheduler.waiting or not self._pick()):
+        if scheduler.waiting >= self._queue and self.full:
             call.refuse(Overloaded(f"the queue is full: {scheduler.waiting} requests wait, try again later"))
             return
         latest = now + self._answer_ns
