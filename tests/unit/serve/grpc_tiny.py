@@ -50,19 +50,15 @@ def running_grpc(
     *engines: Engine,
     names: Sequence[str] = ("m", "n"),
     loops: Any = None,
-    more: dict[str, Any] | None = None,
     catalog: Catalog | None = None,
     **settings: Any,
 ) -> Iterator[RunningGrpc]:
-    """A gRPC server of ``engines`` on a port that the system chose; ``more`` goes to its constructor.
-
-    What ``catalog`` finds on disk can be loaded.
-    """
+    """A gRPC server of ``engines`` on a port that the system chose; what ``catalog`` finds can be loaded."""
     models = [ServedModel(name, engine) for name, engine in zip(names, engines, strict=False)]
-    chosen = ServeSettings(**{"grpc_port": 0, **settings})
+    chosen = ServeSettings(**{"grpc_port": 0, "instances": 1, **settings})
     repository = Repository(models)
     manager = Manager(repository, chosen, lambda model: model.start(chosen), catalog)
-    server = GrpcServer(repository, chosen, "0", manager, **(more or {}))
+    server = GrpcServer(repository, chosen, "0", manager)
 
     async def start() -> None:
         for model in models:

@@ -18,10 +18,11 @@ import grpc
 import numpy as np
 import pytest
 
-from tauten.errors import EngineError, ServeError
+from tauten.errors import ConfigError, EngineError, ServeError
 from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.grpc_infer import STREAM_DEPTH
 from tauten.run.serve.protocol.limits import Limits
+from tauten.run.serve.settings import Security
 from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.grpc_tiny import (
     METHODS,
@@ -363,11 +364,12 @@ def test_a_port_in_use_is_an_error_that_names_the_option(server: RunningGrpc) ->
 
 
 def test_a_token_is_asked_for_but_not_by_health_checks() -> None:
-    with running_grpc(Double(), more={"token": "secret"}) as server, channel_to(server) as channel:
-        for metadata in ([], [("authorization", "Bearer other")], [("authorization", "secret")]):
+    token = "sixteen-letters-of-it"
+    with running_grpc(Double(), security=Security(token=token)) as server, channel_to(server) as channel:
+        for metadata in ([], [("authorization", "Bearer other")], [("authorization", token)]):
             code, details = failed(channel, ones(), metadata=metadata)
             assert (code, "Bearer TOKEN" in details) == ("UNAUTHENTICATED", True)
-        assert ask_grpc(channel, "ModelInfer", ones(), metadata=[("authorization", "Bearer secret")]).outputs
+        assert ask_grpc(channel, "ModelInfer", ones(), metadata=[("authorization", f"Bearer {token}")]).outputs
         assert ask_grpc(channel, "ServerReady").ready
         assert failed(channel, b"", "ServerMetadata")[0] == "UNAUTHENTICATED"
 
@@ -384,14 +386,17 @@ def test_encrypted_connections(tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
-    pair = (key.read_bytes(), certificate.read_bytes())
-    with running_grpc(Double(), host="localhost", more={"certificate": pair}) as server:
-        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
-        with grpc.secure_channel(f"localhost:{server.port}", trusted) as channel:
-            assert ask_grpc(channel, "ModelInfer", ones()).outputs
-        with channel_to(server) as plain:
-            assert failed(plain, ones())[0] == "UNAVAILABLE"
-    with pytest.raises(ServeError, match="certificate"), running_grpc(Double(), more={"certificate": (b"", b"")}):
+    both = tmp_path / "both.pem"
+    both.write_bytes(key.read_bytes() + certificate.read_bytes())
+    for security in (Security(certificate=certificate, key=key), Security(certificate=both)):
+        with running_grpc(Double(), host="localhost", security=security) as server:
+            trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+            with grpc.secure_channel(f"localhost:{server.port}", trusted) as channel:
+                assert ask_grpc(channel, "ModelInfer", ones()).outputs
+            with channel_to(server) as plain:
+                assert failed(plain, ones())[0] == "UNAVAILABLE"
+    wrong = Security(certificate=key)
+    with pytest.raises(ConfigError, match="certificate"), running_grpc(Double(), security=wrong):
         pass
 
 

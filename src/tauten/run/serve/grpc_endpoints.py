@@ -31,12 +31,10 @@ class GrpcEndpoints:
         repository: Repository,
         manager: Manager,
         version: str,
-        instances: int,
         stopping: Callable[[], bool],
     ) -> None:
         self._repository = repository
         self._version = version
-        self._instances = instances
         self._stopping = stopping
         self._manager = manager
         self._changes: set[asyncio.Future[None]] = set()
@@ -106,7 +104,7 @@ class GrpcEndpoints:
         model = self._repository.find(message.name, message.version or None)
         return {
             "config": model_config(
-                model.name, model.platform, model.max_batch, self._instances, model.inputs, model.outputs
+                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs
             )
         }
 

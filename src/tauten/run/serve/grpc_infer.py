@@ -19,8 +19,14 @@ from tauten.errors import EngineError, NotReady, Overloaded, TautenError
 from tauten.run.serve.call import Call
 from tauten.run.serve.infer import EXPLAIN, count_answered, explanation, reason_of
 from tauten.run.serve.model import ServedModel
-from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, encode_response, parse_request
-from tauten.run.serve.protocol.grpc.messages import MESSAGES
+from tauten.run.serve.protocol.grpc.codec import (
+    Asked,
+    Decoder,
+    encode_response,
+    encode_streamed,
+    encode_streamed_fault,
+    parse_request,
+)
 from tauten.run.serve.protocol.grpc.status import DeadlineExceeded, details_of
 from tauten.run.serve.repository import Repository
 
@@ -31,7 +37,6 @@ STREAM_DEPTH: Final = 64
 
 _EXPLAIN: Final = EXPLAIN.lower()
 _FINAL: Final = "triton_final_response"
-_STREAMED: Final = MESSAGES.of("inference.ModelStreamInferResponse")
 
 
 class _Pending(NamedTuple):
@@ -103,15 +108,9 @@ class GrpcInfer:
         try:
             if isinstance(item, TautenError):
                 raise item
-            response = await self._finish(item, explain=explain, in_stream=True)
+            return encode_streamed(await self._finish(item, explain=explain, in_stream=True))
         except TautenError as fault:
-            message = _STREAMED(error_message=details_of(fault))
-            if isinstance(item, _Pending):
-                message.infer_response.id = item.id
-            return cast("bytes", message.SerializeToString())
-        message = _STREAMED()
-        message.infer_response.MergeFromString(response)
-        return cast("bytes", message.SerializeToString())
+            return encode_streamed_fault(details_of(fault), item.id if isinstance(item, _Pending) else "")
 
     def _submit(self, data: bytes, context: Any) -> _Pending:
         """Decode a request and hand it on. Raises ``NotFound`` and ``InputError``."""

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -19,6 +18,7 @@ import grpc
 from grpc.aio import EOF
 
 from tauten.errors import InputError, ServeError, TautenError
+from tauten.run.serve.around.guard import admits
 from tauten.run.serve.protocol.grpc.status import DeadlineExceeded, code_of, details_of, trailers_of
 
 Unary = Callable[[bytes, Any], Awaitable[bytes]]
@@ -59,7 +59,7 @@ class Router:
 
     def __init__(self, rpcs: Rpcs, token: str | None = None, open_paths: frozenset[str] = frozenset()) -> None:
         self._rpcs = rpcs
-        self._expected = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
         self._open_paths = open_paths
         self._handlers: dict[str, Any] = {}
         self._refusal = self._stream_handler("authorization", self._refuse)
@@ -76,15 +76,11 @@ class Router:
         handler = self._handlers.get(details.method)
         if handler is not None:
             self._rpcs.begin()
-            if self._expected is not None and not self._allowed(details):
-                return self._refusal
+            if self._token is not None and details.method not in self._open_paths:
+                came = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
+                if not admits(came.encode(), self._token):
+                    return self._refusal
         return handler
-
-    def _allowed(self, details: Any) -> bool:
-        if details.method in self._open_paths:
-            return True
-        came = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
-        return hmac.compare_digest(came.encode(), self._expected or b"")
 
     async def _refuse(self, context: Any, stopping: asyncio.Event) -> None:
         raise Unauthenticated("expected the metadata 'authorization: Bearer TOKEN' with this server's token")

@@ -25,7 +25,8 @@ from tauten.run.serve.manager import Manager
 from tauten.run.serve.protocol.grpc.messages import HEALTH, INFERENCE, REFLECTIONS
 from tauten.run.serve.protocol.limits import Limits
 from tauten.run.serve.repository import Repository
-from tauten.run.serve.settings import ServeSettings
+from tauten.run.serve.settings import Security, ServeSettings
+from tauten.run.serve.tls import server_context
 
 log = logging.getLogger("tauten.serve")
 
@@ -45,7 +46,8 @@ _OPEN: Final = frozenset(
 class GrpcServer:
     """Serves the models of a repository, which somebody else starts and stops, at the settings' ``grpc_port``.
 
-    ``certificate`` is a private key and its certificate chain, both PEM; without it, connections are not encrypted.
+    Who may ask, over what, and how much one may cost are as for HTTP. Raises ``ConfigError`` for a certificate that
+    cannot be read.
     """
 
     def __init__(
@@ -54,15 +56,11 @@ class GrpcServer:
         settings: ServeSettings,
         version: str,
         manager: Manager,
-        *,
-        certificate: tuple[bytes, bytes] | None = None,
-        token: str | None = None,
     ) -> None:
         self._repository = repository
         self._settings = settings
         self._version = version
-        self._certificate = certificate
-        self._token = token
+        self._credentials = _credentials(settings.security)
         self._manager = manager
         self._server: Any = None
         self._rpcs: Rpcs | None = None
@@ -78,21 +76,20 @@ class GrpcServer:
     async def start(self) -> None:
         """Open the port. Raises ``ServeError`` where that cannot be."""
         rpcs = Rpcs(self._settings.limits.receive_s)
-        router = Router(rpcs, self._token, _OPEN)
+        router = Router(rpcs, self._settings.security.token, _OPEN)
         router.add(*self._methods(rpcs))
         server = aio.server(handlers=[router], options=_options(self._settings.limits))
         host, port = self._settings.host, self._settings.grpc_port or 0
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            if self._certificate is None:
+            if self._credentials is None:
                 self._port = server.add_insecure_port(address)
             else:
-                self._port = server.add_secure_port(address, grpc.ssl_server_credentials([self._certificate]))
+                self._port = server.add_secure_port(address, self._credentials)
         except RuntimeError:
-            wrong = "" if self._certificate is None else ", or certificate and key are no PEM that fits"
             raise ServeError(
-                f"cannot listen for gRPC on {address}: the port is in use{wrong}; "
-                "choose another with --grpc-port (0 lets the system choose)"
+                f"cannot listen for gRPC on {address}: is the port in use? "
+                "Choose another with --grpc-port (0 lets the system choose)"
             ) from None
         await server.start()
         self._server, self._rpcs = server, rpcs
@@ -118,9 +115,7 @@ class GrpcServer:
         """What answers, by path: single messages, and streams."""
         settings = self._settings
         infer = GrpcInfer(self._repository, exact=settings.exact_batches)
-        endpoints = GrpcEndpoints(
-            self._repository, self._manager, self._version, settings.instances, rpcs.stopping.is_set
-        )
+        endpoints = GrpcEndpoints(self._repository, self._manager, self._version, rpcs.stopping.is_set)
         health = Health(endpoints.serves)
         services = [schema.service_name for schema in (INFERENCE, HEALTH, *REFLECTIONS)]
         ours = f"/{INFERENCE.service_name}/"
@@ -137,6 +132,15 @@ class GrpcServer:
         for schema in REFLECTIONS:
             streams[f"/{schema.service_name}/ServerReflectionInfo"] = Reflection(schema, services).stream
         return unary, streams
+
+
+def _credentials(security: Security) -> Any:
+    """What encrypts connections; ``None`` where they are not."""
+    if security.certificate is None:
+        return None
+    server_context(security.certificate, security.key)  # says what is wrong, which gRPC does not
+    pair = ((security.key or security.certificate).read_bytes(), security.certificate.read_bytes())
+    return grpc.ssl_server_credentials([pair])
 
 
 def _at_once(answer: Any) -> Unary:

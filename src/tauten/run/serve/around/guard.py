@@ -33,6 +33,11 @@ class Guarded:
         return None
 
     def admits(self, header: bytes | None) -> bool:
-        """Whether an ``Authorization`` header holds the token; as long for a wrong one as for another wrong one."""
-        scheme, _, token = (header or b"").partition(b" ")
-        return hmac.compare_digest(token.strip(), self._token) and scheme.lower() == b"bearer"
+        """Whether an ``Authorization`` header holds the token."""
+        return admits(header, self._token)
+
+
+def admits(header: bytes | None, token: bytes) -> bool:
+    """Whether an ``Authorization`` header holds ``token``; as long for a wrong one as for another wrong one."""
+    scheme, _, came = (header or b"").partition(b" ")
+    return hmac.compare_digest(came.strip(), token) and scheme.lower() == b"bearer"

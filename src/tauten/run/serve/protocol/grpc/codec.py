@@ -28,6 +28,7 @@ Raw = bytes | memoryview
 
 REQUEST: Final = MESSAGES.of("inference.ModelInferRequest")
 RESPONSE: Final = MESSAGES.of("inference.ModelInferResponse")
+STREAMED: Final = MESSAGES.of("inference.ModelStreamInferResponse")
 
 VIEWS_FROM_BYTES: Final = 64 * 2**10
 """From this size on, raw tensors are seen in the message as it came and not copied out of it."""
@@ -50,6 +51,7 @@ _CONTENTS: Final = {
 
 _RAW_INPUT: Final = 7 << 3 | 2
 _RAW_OUTPUT: Final = 6 << 3 | 2
+_STREAMED_RESPONSE: Final = 2 << 3 | 2
 
 
 def parse(kind: Any, data: bytes) -> Any:
@@ -206,6 +208,19 @@ def encode_response(
         kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
         setattr(message.parameters[key], f"{kind}_param", value)
     return b"".join((message.SerializeToString(), *raw))
+
+
+def encode_streamed(response: bytes) -> bytes:
+    """A ``ModelInferResponse`` as the ``ModelStreamInferResponse`` that holds it."""
+    return _tagged(_STREAMED_RESPONSE, len(response)) + response
+
+
+def encode_streamed_fault(message: str, request_id: str) -> bytes:
+    """A ``ModelStreamInferResponse`` that says why a request has no answer."""
+    streamed = STREAMED(error_message=message)
+    streamed.infer_response.id = request_id
+    data: bytes = streamed.SerializeToString()
+    return data
 
 
 def refuse_unsupported(owner: str, parameters: Mapping[str, Any]) -> None:
