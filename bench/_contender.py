@@ -31,7 +31,7 @@ class Contender:
     def __init__(self, model: Subject, peer: Peer | Ours) -> None:
         self.model = model
         self.peer = peer
-        self.call: Call | None = None
+        self.calls: dict[str, Call] = {}
         self.batch = 1
 
     def prepare(self) -> dict[str, Any]:
@@ -43,30 +43,29 @@ class Contender:
     def load(self, threads: int, batch: int, floor_db: float | None = None) -> dict[str, Any]:
         self.batch = batch
         if isinstance(self.peer, Ours):
-            self.call = self.peer.pick(threads, batch, floor_db)
-            return {"what": self.peer.picked, "tried": self.peer.tried}
-        self.call = self.peer.load(threads, batch)
+            picked = self.peer.pick(threads, batch, floor_db)
+            self.calls = {kind: call for kind, (call, _) in picked.items()}
+            return {"what": {kind: told for kind, (_, told) in picked.items()}, "tried": self.peer.tried}
+        self.calls = {"pick": self.peer.load(threads, batch)}
         return {}
 
-    def answer(self, split: str, path: str) -> dict[str, Any]:
-        np.save(path, answers(self._loaded(), getattr(self.model, split), self.batch))
+    def answer(self, split: str, path: str, pick: str = "pick") -> dict[str, Any]:
+        np.save(path, answers(self.calls[pick], getattr(self.model, split), self.batch))
         return {}
 
-    def time(self, seconds: float) -> dict[str, Any]:
+    def time(self, seconds: float, pick: str = "pick") -> dict[str, Any]:
         """Mean milliseconds a call over calls of about ``seconds``, each on the next rows."""
-        call, inputs = self._loaded(), list(slices(self.model.judge, self.batch))[:8]
+        call, inputs = self.calls[pick], list(slices(self.model.judge, self.batch))[:8]
+        # Where a call may take as long as its texts are, each contender has all of them equally often.
+        turn = len(inputs) if self.model.named else 1
         for arrays in inputs[:2]:
             call(arrays)
         done, started = 0, time.perf_counter_ns()
         until = started + int(seconds * 1e9)
-        while time.perf_counter_ns() < until or done < 2:
+        while time.perf_counter_ns() < until or done < 2 or done % turn:
             call(inputs[done % len(inputs)])
             done += 1
         return {"ms": (time.perf_counter_ns() - started) / done / 1e6, "calls": done}
-
-    def _loaded(self) -> Call:
-        assert self.call is not None
-        return self.call
 
 
 def slices(arrays: Arrays, batch: int) -> Iterator[Arrays]:
