@@ -26,6 +26,9 @@ MOST_KEYS: Final = 256
 MOST_UNSENT_BYTES: Final = 16 * 2**20
 """Answers beyond that are not sent."""
 
+_GRACE_TURNS: Final = 5
+_SILENT_NS: Final = 60 * 10**9
+"""One that comes and goes is told of that seldom."""
 _PREFIX: Final = b"tauten:"
 
 log = logging.getLogger("tauten.serve")
@@ -59,6 +62,8 @@ class RedisTier(Remote):
         self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._refused = False
+        self._told = False
+        self._silent_until_ns = 0
         self._closed = False
 
     async def open(self) -> None:
@@ -141,26 +146,38 @@ class RedisTier(Remote):
 
     async def _try(self, command: Callable[[], Coroutine[Any, Any, object]], timeout_s: float) -> object:
         """The answer to ``command``, ``None`` where it fails or takes too long."""
-        was_broken = self._breaker.broken
         # Waited for from outside: those who wait must not depend on how soon a client obeys a cancellation.
         task = asyncio.ensure_future(command())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         try:
             await asyncio.wait([task], timeout=timeout_s)
+            for _ in range(_GRACE_TURNS):
+                if task.done():
+                    break
+                # If this loop was late itself, the answer may be there and only not be read yet.
+                await asyncio.sleep(0)
         finally:
             task.cancel()
-        if task.done() and not task.cancelled() and task.exception() is None:
-            self._breaker.succeeded()
-            if was_broken:
-                log.warning("Redis at %s answers again", self.where)
-            return task.result()
-        self._breaker.failed(perf_counter_ns())
-        if not was_broken:
-            done = task.done() and not task.cancelled()
-            reason = task.exception() if done else f"no answer within {timeout_s:g} seconds"
+        if not task.done() or task.cancelled():
+            self._failed(f"no answer within {timeout_s:g} seconds")
+            return None
+        if (fault := task.exception()) is not None:
+            self._failed(fault)
+            return None
+        self._breaker.succeeded()
+        if self._told:
+            self._told = False
+            log.warning("Redis at %s answers again", self.where)
+        return task.result()
+
+    def _failed(self, reason: object) -> None:
+        now_ns = perf_counter_ns()
+        self._breaker.failed(now_ns)
+        if not self._told and now_ns >= self._silent_until_ns:
+            self._told = True
+            self._silent_until_ns = now_ns + _SILENT_NS
             log.warning("Redis at %s fails, going on without it: %s", self.where, reason)
-        return None
 
     def _ended(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
