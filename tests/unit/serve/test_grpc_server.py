@@ -22,7 +22,7 @@ from tauten.errors import ConfigError, EngineError, ServeError
 from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.grpc_infer import STREAM_DEPTH
 from tauten.run.serve.protocol.limits import Limits
-from tauten.run.serve.settings import Security
+from tauten.run.serve.settings import Observing, Security
 from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.grpc_tiny import (
     METHODS,
@@ -372,6 +372,24 @@ def test_a_token_is_asked_for_but_not_by_health_checks() -> None:
         assert ask_grpc(channel, "ModelInfer", ones(), metadata=[("authorization", f"Bearer {token}")]).outputs
         assert ask_grpc(channel, "ServerReady").ready
         assert failed(channel, b"", "ServerMetadata")[0] == "UNAUTHENTICATED"
+
+
+def test_an_access_log_tells_each_rpc_and_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tauten.access")
+    with running_grpc(Double(), observing=Observing(access_log=True)) as server, channel_to(server) as channel:
+        call = channel.unary_unary(INFER)
+        _, answered = call.with_call(ones().SerializeToString(), metadata=[("x-request-id", "mine")], timeout=WAIT_S)
+        assert dict(answered.trailing_metadata())["x-request-id"] == "mine"
+        with pytest.raises(grpc.RpcError) as caught:
+            call(ones(model="q").SerializeToString(), timeout=WAIT_S)
+        given = dict(caught.value.trailing_metadata())["x-request-id"]
+        assert len(list(streamed(channel, [ones()]))) == 1
+        until(lambda: len(caplog.records) == 3)
+    fields: list[Any] = [record.fields for record in caplog.records]  # type: ignore[attr-defined]
+    assert [one["status"] for one in fields] == ["OK", "NOT_FOUND", "OK"]
+    assert [one["request_id"] for one in fields][:2] == ["mine", given]
+    assert fields[0]["path"] == INFER
+    assert fields[0]["sent_bytes"] > 0
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from google.protobuf.json_format import ParseDict
 
-from tauten.errors import InputError, NotFound, NotReady
+from tauten.errors import NotFound, NotReady
 from tauten.run.serve.manager import Manager
 from tauten.run.serve.metrics import statistics_document
 from tauten.run.serve.protocol.grpc.codec import parse
@@ -16,7 +16,7 @@ from tauten.run.serve.protocol.grpc.messages import INFERENCE, MESSAGES
 from tauten.run.serve.protocol.grpc.schema import Method
 from tauten.run.serve.protocol.metadata import model_config, model_metadata, server_metadata
 from tauten.run.serve.repository import Repository
-from tauten.run.serve.repository_endpoints import _NOT_HERE as NOT_HERE
+from tauten.run.serve.repository_endpoints import refuse_overrides
 
 Document = dict[str, Any]
 
@@ -65,9 +65,7 @@ class GrpcEndpoints:
 
     async def _change(self, name: str, change: Callable[[str], Coroutine[Any, Any, None]], data: bytes) -> bytes:
         message = parse(_METHODS[name].request, data)
-        for key in message.parameters:
-            if key.startswith(NOT_HERE):
-                raise InputError(f"the parameter {key!r:.80} is not taken: a model is served as its artifact says")
+        refuse_overrides(message.parameters)
         task = asyncio.ensure_future(change(message.model_name))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)

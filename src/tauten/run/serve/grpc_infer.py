@@ -113,11 +113,13 @@ class GrpcInfer:
             return encode_streamed_fault(details_of(fault), item.id if isinstance(item, _Pending) else "")
 
     def _submit(self, data: bytes, context: Any) -> _Pending:
-        """Decode a request and hand it on. Raises ``NotFound`` and ``InputError``."""
+        """Decode a request and hand it on. Raises ``NotFound``, ``InputError`` and ``Overloaded``."""
         started = perf_counter_ns()
         message, raw = parse_request(data)
         model = self._repository.find(message.model_name, message.model_version or None)
         try:
+            if model.full:  # before it costs anything more
+                raise Overloaded("the queue is full: try again later")
             decode = self._decoders.get(model)
             if decode is None:
                 decode = self._decoders[model] = Decoder(model.inputs, model.outputs, batches=not self._exact)

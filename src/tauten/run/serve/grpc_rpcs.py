@@ -25,6 +25,8 @@ Unary = Callable[[bytes, Any], Awaitable[bytes]]
 """Answers one message: its bytes and the RPC's context to the bytes of the response."""
 Stream = Callable[[Any, asyncio.Event], Awaitable[None]]
 """Answers a stream, which it reads and writes by the RPC's context, until it ends or the server is stopping."""
+Handle = Callable[[Any, Any], Awaitable[bytes | None]]
+"""What gRPC calls for an RPC: the requests and the context to the response, which a stream has written itself."""
 
 log = logging.getLogger("tauten.serve")
 
@@ -55,12 +57,20 @@ class Router:
     """Finds what answers an RPC, as gRPC asks for it: before the message is read.
 
     With a ``token``, each RPC must carry it as ``authorization: Bearer TOKEN``, those at the ``open_paths`` excepted.
+    ``around`` is put around what answers each path.
     """
 
-    def __init__(self, rpcs: Rpcs, token: str | None = None, open_paths: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        rpcs: Rpcs,
+        token: str | None = None,
+        open_paths: frozenset[str] = frozenset(),
+        around: Callable[[str, Handle], Handle] = lambda path, handle: handle,
+    ) -> None:
         self._rpcs = rpcs
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
+        self._around = around
         self._handlers: dict[str, Any] = {}
         self._refusal = self._stream_handler("authorization", self._refuse)
 
@@ -102,7 +112,7 @@ class Router:
                 return await _abort(path, context, fault)
 
         # As a stream of requests, although it is one: else gRPC would wait for it without a limit.
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(self._around(path, handle))
 
     def _stream_handler(self, path: str, stream: Stream) -> Any:
         stopping = self._rpcs.stopping
@@ -113,13 +123,14 @@ class Router:
             except Exception as fault:  # noqa: BLE001 - each becomes a status
                 await _abort(path, context, fault)
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+        return grpc.stream_stream_rpc_method_handler(self._around(path, handle))
 
 
 async def _abort(path: str, context: Any, fault: Exception) -> bytes:
     """End an RPC with the status of ``fault``. Does not return."""
     if isinstance(fault, TautenError):
-        await context.abort(code_of(fault), details_of(fault), trailers_of(fault))
+        trailers = (*(context.trailing_metadata() or ()), *trailers_of(fault))
+        await context.abort(code_of(fault), details_of(fault), trailers)
     else:
         log.error("%s failed", path, exc_info=fault)
         await context.abort(grpc.StatusCode.INTERNAL, "internal error: the server's log has the details")

@@ -76,7 +76,7 @@ class GrpcServer:
     async def start(self) -> None:
         """Open the port. Raises ``ServeError`` where that cannot be."""
         rpcs = Rpcs(self._settings.limits.receive_s)
-        router = Router(rpcs, self._settings.security.token, _OPEN)
+        router = self._router(rpcs)
         router.add(*self._methods(rpcs))
         server = aio.server(handlers=[router], options=_options(self._settings.limits))
         host, port = self._settings.host, self._settings.grpc_port or 0
@@ -110,6 +110,14 @@ class GrpcServer:
         if cut:
             log.warning("cut %d RPCs that had not finished within %g s", cut, drain_s)
         return cut
+
+    def _router(self, rpcs: Rpcs) -> Router:
+        token = self._settings.security.token
+        if not self._settings.observing.access_log:
+            return Router(rpcs, token, _OPEN)
+        from tauten.run.serve.grpc_access import logged
+
+        return Router(rpcs, token, _OPEN, logged)
 
     def _methods(self, rpcs: Rpcs) -> tuple[dict[str, Unary], dict[str, Stream]]:
         """What answers, by path: single messages, and streams."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import orjson
@@ -20,6 +20,13 @@ Endpoint = Callable[[Request, Respond], Ticket | None]
 log = logging.getLogger("tauten.serve")
 
 _NOT_HERE: Final = ("config", "file:")
+
+
+def refuse_overrides(parameters: Iterable[str]) -> None:
+    """Raise ``InputError`` where a request to load would say what the model is."""
+    for key in parameters:
+        if key.startswith(_NOT_HERE):
+            raise InputError(f"the parameter {key!r:.80} is not taken: a model is served as its artifact says")
 
 
 class RepositoryEndpoints:
@@ -50,9 +57,7 @@ class RepositoryEndpoints:
         parameters = _document(request).get("parameters", {})
         if not isinstance(parameters, dict):
             raise InputError(f"expected 'parameters' to be an object, got {kind(parameters)}")
-        for key in parameters:
-            if key.startswith(_NOT_HERE):
-                raise InputError(f"the parameter {key!r:.80} is not taken: a model is served as its artifact says")
+        refuse_overrides(parameters)
 
         async def answer() -> Response:
             await change(name)

@@ -15,7 +15,7 @@ from tauten.run.serve.protocol.messages import Request, Response, size_of
 log = logging.getLogger("tauten.access")
 
 HEADER: Final = b"X-Request-Id"
-_GIVEN: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
+GIVEN: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
 
 
 class AccessLog:
@@ -41,7 +41,7 @@ class _Entry:
 
     def __init__(self, request: Request, respond: Respond) -> None:
         given = request.head.headers.get(HEADER.lower())
-        self.id = given if given is not None and _GIVEN.fullmatch(given) else secrets.token_hex(8).encode()
+        self.id = given if given is not None and GIVEN.fullmatch(given) else secrets.token_hex(8).encode()
         self.request = request
         self.respond = respond
         self.started_ns = perf_counter_ns()
