@@ -64,7 +64,7 @@ NETS: Final = {
         {
             # An epoch of what follows then takes half the time.
             "prune.structured": {"ratio": 0.5, "ratios": (("7.weight", 0.6),), "scope": "layer"},
-            "compress.rate": {"bytes": 3_500, "epochs": 20, **RATE},
+            "compress.rate": {"bytes": 3_510, "epochs": 48, **RATE},
         },
     ),
 }
