@@ -1,0 +1,226 @@
+"""What the server bears: malformed requests, workers killed, slow clients, overload, reloads, hours of work.
+
+``python -m bench.serving.held [SCENE] …`` runs the scenes at their full size and leaves what they count in
+``build/bench/serving/held.json``; tests run the same scenes small. ``soak`` takes half an hour.
+
+Each scene starts a server of its own with ``tauten serve`` and returns counts; what is not as promised raises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+from bench.serving.generator import load
+from bench.serving.malformed import MalformedClient
+from bench.serving.models import FOLDER, Served, post, rows, served, v2_binary, write_requests
+from bench.serving.process import Running, exchange, free_port
+
+HELD: Final = FOLDER / "held.json"
+NAME: Final = "held"
+CLIENTS: Final = 16
+_BUSY: Final = ("429", "503", "unanswered")
+PATH: Final = f"/v2/models/{NAME}/infer"
+
+
+@contextmanager
+def serving(model: Served, *flags: str, cores: str | None = None) -> Iterator[Running]:
+    """``tauten serve`` of ``model``."""
+    port = free_port()
+    beside = Path(sys.executable).with_name("tauten")
+    command = [str(beside), "serve", str(model.artifact), "--name", NAME, "--port", str(port), *flags]
+    every = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    with Running(command, {}, port, ready, FOLDER / "logs" / f"held-{port}.log", cores or every) as running:
+        yield running
+
+
+def ready(port: int) -> bool:
+    try:
+        return exchange(port, b"GET /v2/health/ready HTTP/1.1\r\nHost: t\r\n\r\n")[0] == 200
+    except OSError:
+        return False
+
+
+def good_request(model: Served) -> bytes:
+    """A request that is answered with 200."""
+    body, length = v2_binary(rows(model.arrays())[0])
+    return post(PATH, body, {"Inference-Header-Content-Length": str(length)})
+
+
+def malformed(model: Served, count: int = 100_000, seed: int = 0) -> dict[str, Any]:
+    """Heads, bodies, lengths, JSON and tensors that are not as they should be, ``count`` of them.
+
+    Each is answered with a status of the client's fault (or 429, 503) or by closing, within ten seconds; afterwards the
+    server lives, answers as before, and holds no more memory.
+    """
+    with serving(model) as running:
+        good = good_request(model)
+        clients = [MalformedClient(running.port, good, PATH, CLIENTS * seed + number) for number in range(CLIENTS)]
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            list(threads.map(lambda client: client.run(count // 5 // CLIENTS), clients))  # what is made once is made
+            before = running.pss_mb()
+            statuses = sum(threads.map(lambda client: client.run(count // CLIENTS), clients), Counter())
+        after, hung = running.pss_mb(), sum(client.hung for client in clients)
+        bad = {status: number for status, number in statuses.items() if status >= 500 and status != 503}
+        if bad or hung:
+            raise AssertionError(f"{hung} requests hung, answers of the server's own fault: {bad}")
+        status, _, _ = exchange(running.port, good_request(model))
+        if status != 200 or not ready(running.port):
+            raise AssertionError(f"a good request is answered {status} after the bad ones")
+    return {
+        "malformed_sent": statuses.total(),
+        "malformed_statuses": {str(status): number for status, number in sorted(statuses.items())},
+        "malformed_growth_percent": round(100 * (after / before - 1), 2),
+        "crashes": 0,
+    }
+
+
+def killed(model: Served, kills: int = 20, every_s: float = 1.5) -> dict[str, Any]:
+    """Worker processes are killed under load: every request is answered, and the service comes back by itself."""
+    requests = write_requests(FOLDER / "requests" / "held.bin", [good_request(model)])
+    done: list[int] = []
+    with serving(model, "--workers", "2") as running:
+        child = os.fork()
+        if not child:
+            _kill_workers(running, kills, every_s)
+        told = load(running.port, requests, 8, kills * every_s + 1.0, 0.5, wait=True)
+        _, code = os.waitpid(child, 0)
+        done.append(os.waitstatus_to_exitcode(code))
+        status, _, _ = exchange(running.port, good_request(model))
+    lost = sum(told["errors"].values())
+    if done != [0] or lost or status != 200:
+        raise AssertionError(f"killed {kills} workers: {done}, lost {told['errors']}, then {status}")
+    return {"killed_workers": kills, "killed_answered": told["right"], "lost": lost, "killed_p99_ms": told["p99_ms"]}
+
+
+def _kill_workers(running: Running, kills: int, every_s: float) -> None:
+    """In a process of its own: kill a worker now and then, which are the server's children, and end."""
+    try:
+        for _ in range(kills):
+            time.sleep(every_s)
+            workers = running.pids()[1:]
+            os.kill(Random().choice(workers), signal.SIGKILL)
+    except BaseException:  # noqa: BLE001 - the parent is told by the code
+        os._exit(1)
+    os._exit(0)
+
+
+def slow(model: Served, connections: int = 10_000, trickling: int = 500, seconds: float = 5.0) -> dict[str, Any]:
+    """Idle connections, and some that send a byte now and then: others are served as if they were not there."""
+    requests = write_requests(FOLDER / "requests" / "held.bin", [good_request(model)])
+    _allow_files(connections + 1000)
+    with serving(model) as running:
+        alone = load(running.port, requests, 4, seconds, 0.5, wait=True)
+        held: list[socket.socket] = []
+        try:
+            for number in range(connections):
+                one = socket.create_connection(("127.0.0.1", running.port), timeout=30)
+                held.append(one)
+                if number < trickling:
+                    one.sendall(b"POST " + PATH.encode())
+            told = load(running.port, requests, 4, seconds, 0.5, wait=True)
+            for one in held[:trickling]:
+                one.sendall(b" ")
+            if not ready(running.port):
+                raise AssertionError("the server is not ready beside slow clients")
+        finally:
+            for one in held:
+                one.close()
+    if told["errors"]:
+        raise AssertionError(f"beside {connections} slow connections: {told['errors']}")
+    return {
+        "slow_connections": connections,
+        "slow_rate_ratio": round(told["req_s"] / alone["req_s"], 3),
+        "slow_p99_ms": told["p99_ms"],
+    }
+
+
+def overload(model: Served, times: float = 10.0, seconds: float = 30.0, connections: int = 1500) -> dict[str, Any]:
+    """So many times what the server can do is asked of it: it does nearly as much as ever, and recovers at once.
+
+    ``overload_goodput_ratio`` is the rate of right answers over the best rate of a closed loop.
+    """
+    requests = write_requests(FOLDER / "requests" / "held.bin", [good_request(model)])
+    with serving(model, cores="0") as running:
+        best = load(running.port, requests, 64, max(3.0, seconds / 6), 1.0)
+        told = load(running.port, requests, connections, seconds, 1.0, rate=times * best["req_s"])
+        after = load(running.port, requests, 64, 2.0, 1.0)
+        # Unanswered are those that were due and found no connection free: the server answers no faster than it can.
+        others = {status: number for status, number in told["errors"].items() if status not in _BUSY}
+        if others or after["errors"]:
+            raise AssertionError(f"overloaded: {others}; afterwards: {after['errors']}")
+    return {
+        "overload_times": times,
+        "overload_goodput_ratio": round(told["right"] / told["seconds"] / best["req_s"], 3),
+        "overload_refused": sum(number for status, number in told["errors"].items() if status != "unanswered"),
+        "overload_recovered_ratio": round(after["req_s"] / best["req_s"], 3),
+    }
+
+
+def soak(model: Served, seconds: float = 1800.0) -> dict[str, Any]:
+    """Work for a long time: memory does not grow.
+
+    ``soak_growth_percent`` is that of the server's memory from the first tenth's end to the end.
+    """
+    requests = write_requests(FOLDER / "requests" / "held.bin", [good_request(model)])
+    with serving(model) as running:
+        samples = []
+        faults: Counter[str] = Counter()
+        for _ in range(10):
+            told = load(running.port, requests, 16, seconds / 10, 0.2, wait=True)
+            faults.update(told["errors"])
+            exchange(running.port, b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+            samples.append(running.pss_mb())
+    if faults:
+        raise AssertionError(f"in {seconds:g} seconds: {dict(faults)}")
+    return {
+        "soak_seconds": seconds,
+        "soak_growth_percent": round(100 * (samples[-1] / samples[0] - 1), 2),
+        "soak_pss_mb": [round(sample, 1) for sample in samples],
+    }
+
+
+def _allow_files(count: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        raise RuntimeError(f"needs {count} open files, the system allows {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+
+
+SCENES: Final[dict[str, Callable[[Served], dict[str, Any]]]] = {
+    "malformed": malformed,
+    "killed": killed,
+    "slow": slow,
+    "overload": overload,
+    "soak": soak,
+}
+
+
+def main() -> None:
+    unknown = set(sys.argv[1:]) - SCENES.keys()
+    if unknown:
+        raise SystemExit(f"no such scene: {', '.join(sorted(unknown))}; there are {', '.join(SCENES)}")
+    model = served("lenet")
+    for name in sys.argv[1:] or SCENES:
+        started = time.monotonic()
+        counts = SCENES[name](model)
+        kept: dict[str, Any] = json.loads(HELD.read_text()) if HELD.is_file() else {}
+        HELD.write_text(json.dumps({**kept, **counts}, indent=1) + "\n")
+        print(f"{name}: {json.dumps(counts)} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

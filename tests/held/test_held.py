@@ -1,0 +1,46 @@
+"""What the server bears, with real processes: the scenes of the serving benchmark, small."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.serving import held
+from bench.serving.models import Served, nothing
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """One that answers zeros."""
+    return nothing("held", 64)
+
+
+def test_malformed_requests_are_answered_and_change_nothing(model: Served) -> None:
+    counts = held.malformed(model, count=1500, seed=7)
+    assert counts["malformed_growth_percent"] < 5
+    statuses = {int(status) for status in counts["malformed_statuses"]}
+    assert {400, 404, 405} <= statuses  # it does send what it says
+
+
+def test_killed_workers_lose_no_request(model: Served) -> None:
+    counts = held.killed(model, kills=3, every_s=1.0)
+    assert counts["lost"] == 0
+    assert counts["killed_answered"] > 10
+
+
+def test_slow_clients_are_not_felt_by_others(model: Served) -> None:
+    counts = held.slow(model, connections=800, trickling=100, seconds=1.0)
+    assert counts["slow_connections"] == 800
+
+
+def test_an_overloaded_server_goes_on_answering_and_recovers(model: Served) -> None:
+    counts = held.overload(model, times=5.0, seconds=3.0, connections=600)
+    assert counts["overload_goodput_ratio"] > 0.2  # the figure itself is the benchmark's
+    assert counts["overload_recovered_ratio"] > 0.2
+
+
+def test_memory_does_not_grow_with_work(model: Served) -> None:
+    counts = held.soak(model, seconds=6.0)
+    assert counts["soak_growth_percent"] < 5
+    assert len(counts["soak_pss_mb"]) == 10
