@@ -17,7 +17,7 @@ from pydantic import Field
 from tauten.core.tensor import TensorSpec
 from tauten.core.value import Value
 from tauten.errors import EngineError, InputError, TautenError
-from tauten.run.serve.instances._process_wire import receive, send
+from tauten.run.serve.instances._process_wire import Receiver, send
 from tauten.run.serve.protocol.elements import BYTES, BytesSpec
 
 # It keeps to its cores before anything is imported: libraries start threads then, which stay where they are.
@@ -63,6 +63,7 @@ class Child:
         if not hasattr(os, "pidfd_open"):
             raise EngineError("worker processes need Linux 5.3 or newer: serve with --instances instead")
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.receive = Receiver(self.channel)
         watched, self._lifeline = os.pipe()
         try:
             passed = (theirs.fileno(), watched)
@@ -91,7 +92,7 @@ class Child:
         """Wait until it answers. Raises ``EngineError`` where it cannot load, ends or takes too long, and ends it."""
         self.channel.settimeout(seconds)
         try:
-            data, _ = receive(self.channel)
+            data, _ = self.receive()
             if data:
                 return read_ready(data)
         except ConnectionResetError:

@@ -21,7 +21,7 @@ from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError, InputError, TautenError
 from tauten.run.engines.engine import Engine
 from tauten.run.serve.instances._process_memory import Place, lay_out, make_region, map_region, read_tensor
-from tauten.run.serve.instances._process_wire import BatchMessage, Reply, receive, send
+from tauten.run.serve.instances._process_wire import BatchMessage, Receiver, Reply, send
 from tauten.run.serve.protocol.elements import BytesSpec, pack_elements
 
 
@@ -29,7 +29,8 @@ def main(channel: socket.socket, lifeline: int) -> int:
     """Load what the first message says, tell that it answers, and answer. Returns the exit code."""
     if not _die_with(lifeline):
         return 1
-    settings = json.loads(receive(channel)[0] or b"{}")
+    receive = Receiver(channel)
+    settings = json.loads(receive()[0] or b"{}")
     if not settings:
         return 1
     # Ctrl-C and SIGTERM may reach a whole group of processes: the server decides when its workers end.
@@ -42,7 +43,7 @@ def main(channel: socket.socket, lifeline: int) -> int:
         return 1
     specs = {"inputs": engine.inputs, "outputs": engine.outputs}
     send(channel, json.dumps({what: [spec.to_json() for spec in found] for what, found in specs.items()}).encode())
-    _Answering(engine, keeps=settings["handler"] is not None).serve(channel)
+    _Answering(engine, keeps=settings["handler"] is not None).serve(channel, receive)
     return 0
 
 
@@ -93,10 +94,10 @@ class _Answering:
         self._inputs: dict[int, mmap.mmap] = {}
         self._outputs: dict[int, mmap.mmap] = {}
 
-    def serve(self, channel: socket.socket) -> None:
+    def serve(self, channel: socket.socket, receive: Receiver) -> None:
         """Until the other side ends."""
         while True:
-            data, descriptor = receive(channel)
+            data, descriptor = receive()
             if not data:
                 return
             batch = BatchMessage.unpack(data)
@@ -118,7 +119,7 @@ class _Answering:
 
     def _read(self, batch: BatchMessage) -> Arrays:
         region = self._inputs[batch.slot]
-        memory = region[: max(place.offset + place.size for place in batch.places)] if self._keeps else region
+        memory = region[: batch.places[-1].offset + batch.places[-1].size] if self._keeps and batch.places else region
         return {
             spec.name: read_tensor(spec, memory, place)
             for spec, place in zip(self._engine.inputs, batch.places, strict=True)

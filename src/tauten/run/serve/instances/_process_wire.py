@@ -31,6 +31,8 @@ _LONGEST_FAULT: Final = 8_000  # characters, of a message and of a traceback eac
 
 _BATCH: Final = struct.Struct("<IIB")
 _REPLY: Final = struct.Struct("<IBBqq")
+_PLACES: Final = [struct.Struct(f"<QQB{rank}q") for rank in range(65)]
+_RANK_AT: Final = 16
 _ROOM: Final = socket.CMSG_LEN(struct.calcsize("i"))
 
 ANSWER: Final = 0
@@ -46,6 +48,7 @@ class BatchMessage(NamedTuple):
     places: list[Place]
 
     def pack(self) -> bytes:
+        """The bytes of the message. NumPy's arrays have 64 dimensions at most, and so has each place."""
         return _BATCH.pack(self.number, self.slot, self.grown) + _pack_places(self.places)
 
     @classmethod
@@ -85,18 +88,16 @@ class Reply(NamedTuple):
 
 
 def _pack_places(places: Iterable[Place]) -> bytes:
-    return b"".join(
-        struct.pack(f"<QQB{len(place.shape)}q", place.offset, place.size, len(place.shape), *place.shape)
-        for place in places
-    )
+    return b"".join([_PLACES[len(shape)].pack(offset, size, len(shape), *shape) for offset, size, shape in places])
 
 
 def _unpack_places(data: bytes, at: int) -> list[Place]:
     places = []
     while at < len(data):
-        offset, size, rank = struct.unpack_from("<QQB", data, at)
-        places.append(Place(offset, size, struct.unpack_from(f"<{rank}q", data, at + 17)))
-        at += 17 + 8 * rank
+        form = _PLACES[data[at + _RANK_AT]]
+        offset, size, _, *shape = form.unpack_from(data, at)
+        places.append(Place(offset, size, tuple(shape)))
+        at += form.size
     return places
 
 
@@ -121,12 +122,20 @@ def _checked(message: bytes) -> bytes:
     return message
 
 
-def receive(channel: socket.socket) -> tuple[bytes, int | None]:
-    """The next message, empty where the other side has ended, and the descriptor that came with it."""
-    message, extra, flags, _ = channel.recvmsg(LONGEST, _ROOM)
-    descriptor = struct.unpack("i", extra[0][2])[0] if extra else None
-    if flags & socket.MSG_TRUNC:
-        if descriptor is not None:
-            os.close(descriptor)
-        raise EngineError(f"expected messages of at most {LONGEST} bytes from a worker process, got a longer one")
-    return message, descriptor
+class Receiver:
+    """Takes messages from a socket. Its buffer is used again: a new one for each would cost as much as the rest."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = memoryview(bytearray(LONGEST))
+        self._into = [self._buffer]
+
+    def __call__(self) -> tuple[bytes, int | None]:
+        """The next message, empty where the other side has ended, and the descriptor that came with it."""
+        size, extra, flags, _ = self._channel.recvmsg_into(self._into, _ROOM)
+        descriptor = struct.unpack("i", extra[0][2])[0] if extra else None
+        if flags & socket.MSG_TRUNC:
+            if descriptor is not None:
+                os.close(descriptor)
+            raise EngineError(f"expected messages of at most {LONGEST} bytes from a worker process, got a longer one")
+        return bytes(self._buffer[:size]), descriptor

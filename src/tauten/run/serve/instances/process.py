@@ -20,14 +20,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tauten.core.tensor import Array, TensorSpec
+from tauten.core.tensor import Array
 from tauten.errors import EngineError, NotReady, TautenError
 from tauten.run.serve.call import Batch, Buffer, divide
 from tauten.run.serve.instance import Done, Instance, InstanceLost
 from tauten.run.serve.instances._process_backoff import Backoff
 from tauten.run.serve.instances._process_child import Child, ProcessSettings, Specs, read_ready, to_fault
 from tauten.run.serve.instances._process_memory import Place, lay_out, make_region, map_region, read_tensor
-from tauten.run.serve.instances._process_wire import BatchMessage, Reply, receive, send
+from tauten.run.serve.instances._process_wire import BatchMessage, Reply, send
 
 log = logging.getLogger("tauten.serve")
 
@@ -98,7 +98,7 @@ class ProcessInstance(Instance):
         slot = self._free.pop() if self._free else self._new_slot()
         self._number = (self._number + 1) % _COUNT
         try:
-            places, grown = _write(slot, batch, self._specs.inputs)
+            places, grown = _write(slot, batch)
             message = BatchMessage(self._number, slot.number, grown is not None, places).pack()
             send(self._child.channel, message, grown)
         except (EngineError, OSError) as fault:
@@ -152,7 +152,7 @@ class ProcessInstance(Instance):
     def _hear(self) -> None:
         """A message came, or the other side closed."""
         try:
-            data, descriptor = receive(self._child.channel)
+            data, descriptor = self._child.receive()
         except BlockingIOError:
             return
         except OSError:
@@ -197,7 +197,7 @@ class ProcessInstance(Instance):
         region = slot.outputs
         if region is None:
             raise EngineError("expected outputs in shared memory, the worker process sent none")
-        end = max((place.offset + place.size for place in places), default=0)
+        end = places[-1].offset + places[-1].size if places else 0
         specs = self._specs.outputs
         if end < _LENT_BYTES:
             self._free.append(slot)
@@ -245,10 +245,9 @@ class ProcessInstance(Instance):
 
     def _ended(self) -> None:
         """The process has ended: what it still said is heard, what it held is handed back, another is started."""
-        channel = self._child.channel
         while self.healthy:
             try:
-                data, descriptor = receive(channel)
+                data, descriptor = self._child.receive()
             except (OSError, EngineError):
                 break
             if not data:
@@ -305,17 +304,25 @@ class ProcessInstance(Instance):
             self._timer = None
 
 
-def _write(slot: _Slot, batch: Batch, specs: Sequence[TensorSpec]) -> tuple[list[Place], int | None]:
+def _write(slot: _Slot, batch: Batch) -> tuple[list[Place], int | None]:
     """Put the rows of the batch's calls one behind the other into the slot's memory.
 
     Returns where each input lies, and the descriptor of new memory where the old was too small.
     """
     calls = batch.calls
     first = calls[0]
-    buffers = [[_as_bytes(call.buffers[index]) for call in calls] for index in range(len(specs))]
-    shapes = first.shapes if len(calls) == 1 else [(batch.rows, *shape[1:]) for shape in first.shapes]
-    sizes = [sum(map(len, parts)) for parts in buffers]
-    places, end = lay_out(list(zip(sizes, shapes, strict=True)))
+    buffers: Sequence[Sequence[Buffer]]
+    if len(calls) == 1:
+        buffers = [(_as_bytes(buffer),) for buffer in first.buffers]
+        places, end = lay_out([(len(parts[0]), shape) for parts, shape in zip(buffers, first.shapes, strict=True)])
+    else:
+        buffers = [[_as_bytes(call.buffers[index]) for call in calls] for index in range(len(first.buffers))]
+        places, end = lay_out(
+            [
+                (sum(map(len, parts)), (batch.rows, *shape[1:]))
+                for parts, shape in zip(buffers, first.shapes, strict=True)
+            ]
+        )
     grown = None
     if slot.inputs is None or len(slot.inputs) < end:
         slot.inputs, grown = make_region(end)
@@ -328,7 +335,7 @@ def _write(slot: _Slot, batch: Batch, specs: Sequence[TensorSpec]) -> tuple[list
 
 
 def _as_bytes(buffer: Buffer) -> Buffer:
-    if isinstance(buffer, bytes | bytearray):
+    if type(buffer) is bytes:
         return buffer
     view = memoryview(buffer)
     return view.cast("B") if view.nbytes else b""
