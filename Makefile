@@ -5,6 +5,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
+CLIENTS := build/clients
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
 # The first Python of at least 3.11; say another with `make test PYTHON=/path/to/python`.
@@ -35,8 +36,14 @@ $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard src/
 demo: $(VENV)/installed
 	$(BIN)/tauten demo
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(CLIENTS)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Clients of the protocol that others wrote: what they need does not go together with what Tauten needs.
+$(CLIENTS)/installed: tests/conformance/clients.txt | $(BIN)/python
+	$(BIN)/python -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement $<
+	@touch $@
 
 # make lint    ruff and mypy
 lint: $(VENV)/installed

@@ -37,13 +37,21 @@ def several(folder: Path, **settings: int) -> Iterator[Running]:
 
 
 @contextmanager
-def described(folder: Path) -> Iterator[Running]:
-    """``fixed``, whose shapes do not vary and which has all datatypes that JSON can carry, and ``varies``."""
-    null_artifact(folder / "digits")
+def described() -> Iterator[Running]:
+    """``fixed``, whose shapes do not vary and which has all datatypes that JSON can carry, ``one`` and ``varies``."""
     models = [
         ServedModel("fixed", Same(FIXED)),
         ServedModel("one", Same([TensorSpec(name="x", shape=(2, 2), dtype="float32")])),
         ServedModel("varies", Same([TensorSpec(name="x", shape=("batch", 3), dtype="float32")])),
     ]
-    with serving(Server(models, ServeSettings(port=0, instances=1), catalog=Catalog(directory=str(folder)))) as found:
+    with serving(Server(models, ServeSettings(port=0, instances=1))) as found:
+        yield found
+
+
+@contextmanager
+def managed(folder: Path) -> Iterator[Running]:
+    """A server of one model, which may be unloaded."""
+    null_artifact(folder / "digits")
+    catalog = Catalog(directory=str(folder))
+    with serving(Server([], ServeSettings(port=0, instances=1), catalog=catalog)) as found:
         yield found

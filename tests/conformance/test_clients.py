@@ -1,4 +1,4 @@
-"""Independent clients of the protocol agree with the server. They live in an environment of their own: ``make test``."""
+"""Independent clients of the protocol agree with the server. ``make test`` gives them an environment of their own."""
 
 from __future__ import annotations
 

@@ -69,11 +69,19 @@ def test_a_model_tells_what_it_is(server: Running, base: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/health/live", "/v2/health/ready", "/v2/models/m/ready", "/v2/models/m/versions/1/ready"]
+    ("path", "says"),
+    [
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/m/ready", {"name": "m", "ready": True}),
+        ("/v2/models/m/versions/1/ready", {"name": "m", "ready": True}),
+    ],
 )
-def test_health_is_a_status(server: Running, path: str) -> None:
+def test_health_is_a_status_and_what_clients_read_beside_it(
+    server: Running, path: str, says: dict[str, object]
+) -> None:
     reply = ask(server.port, "GET", path)
-    assert (reply.status, reply.body) == (200, b"")
+    assert (reply.status, reply.json()) == (200, says)
 
 
 @pytest.mark.parametrize(

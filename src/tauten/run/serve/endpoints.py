@@ -51,7 +51,7 @@ class Endpoints:
         self.draining = False
         self._fixed: dict[bytes, Methods] = {
             b"/v2": _get(lambda: server_metadata(version, managed=manager.managed)),
-            b"/v2/health/live": _at_once(lambda: Response(200)),
+            b"/v2/health/live": _get(lambda: {"live": True}),
             b"/v2/health/ready": _at_once(lambda: self._ready(None)),
             b"/v2/models/stats": _get(lambda: statistics_document(*repository)),
             b"/v2/repository/index": self._management.index,
@@ -155,7 +155,7 @@ class Endpoints:
     def _ready(self, model: ServedModel | None) -> Response:
         ready = self._repository.ready if model is None else model.ready
         if ready and not self.draining:
-            return Response(200)
+            return json_response({"ready": True} if model is None else {"name": model.name, "ready": True})
         return error_response(503, "the server is stopping" if self.draining else "not ready")
 
 

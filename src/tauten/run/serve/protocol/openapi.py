@@ -21,7 +21,6 @@ JSON: Final = "application/json"
 _BINARY: Final = "application/octet-stream"
 _TEXT: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
-_NO_CONTENT: Final = {"description": "Yes."}
 
 
 class Described(NamedTuple):
@@ -64,8 +63,8 @@ def _of_server(*, managed: bool) -> dict[str, Any]:
     """The paths that every server has."""
     paths: dict[str, Any] = {
         "/v2": _get("What the server is", _json("ServerMetadata"), tag="server"),
-        "/v2/health/live": _get("Whether the server is alive", _NO_CONTENT, tag="server"),
-        "/v2/health/ready": _get("Whether every model takes requests", _NO_CONTENT, "503", tag="server"),
+        "/v2/health/live": _get("Whether the server is alive", _json("Live"), tag="server"),
+        "/v2/health/ready": _get("Whether every model takes requests", _json("Ready"), "503", tag="server"),
         "/v2/models/stats": _get("What every model did", _json("Statistics"), tag="server"),
         "/v2/repository/index": {
             "post": {
@@ -131,7 +130,7 @@ def _of_model(model: Described, base: str, which: str, key: str) -> dict[str, An
     }
     return {
         base: _get(f"What {model.name} is, {which}", _json("ModelMetadata"), tag=tag),
-        f"{base}/ready": _get(f"Whether {model.name} takes requests, {which}", _NO_CONTENT, "503", tag=tag),
+        f"{base}/ready": _get(f"Whether {model.name} takes requests, {which}", _json("Ready"), "503", tag=tag),
         f"{base}/config": _get(f"How {model.name} is served, {which}", _json("ModelConfig"), tag=tag),
         f"{base}/stats": _get(f"What {model.name} did, {which}", _json("Statistics"), tag=tag),
         f"{base}/infer": {"post": infer},
@@ -189,6 +188,8 @@ def _shared_schemas() -> Schema:
     return {
         "Error": _object(error=_TEXT),
         "Document": _object(openapi=_TEXT, info={"type": "object"}, paths={"type": "object"}),
+        "Live": _object(live={"const": True}),
+        "Ready": _object(ready={"const": True}),
         "ServerMetadata": _object(name=_TEXT, version=_TEXT, extensions=names),
         "ModelMetadata": _object(name=_TEXT, versions=names, platform=_TEXT, inputs=tensors, outputs=tensors),
         "ModelConfig": _object(name=_TEXT, platform=_TEXT, max_batch_size=_COUNT, input=settings, output=settings),

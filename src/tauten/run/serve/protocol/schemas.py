@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from tauten.core.tensor import TensorSpec
-from tauten.run.serve.protocol.datatypes import BINARY_ONLY, datatype_of
+from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES, datatype_of
 from tauten.run.serve.protocol.elements import BYTES
 from tauten.run.serve.protocol.layout import MOST_MICROSECONDS, MOST_PRIORITY
 from tauten.run.serve.protocol.v2 import MAX_DIM, UNSUPPORTED
@@ -21,7 +21,11 @@ from tauten.run.serve.protocol.v2 import MAX_DIM, UNSUPPORTED
 Schema = dict[str, Any]
 
 _LARGEST_EXAMPLE: Final = 1024
+_JSON_TYPES: Final = {
+    name: "boolean" if name == "bool" else "number" if "float" in name else "integer" for name in DATATYPES
+} | {BYTES: "string"}
 _TEXT: Final = {"type": "string"}
+_DIMS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 
 
@@ -134,10 +138,12 @@ def _item_schema(dtype: str) -> Schema:
     if dtype == "float64":
         return {"type": "number"}
     if "float" in dtype:
-        most = float(np.finfo(dtype).max)
-        return {"type": "number", "minimum": -most, "maximum": most}
-    limits = np.iinfo(dtype)
-    return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+        # What is beyond the largest number by less than half a unit in its last place is still rounded to it.
+        limits = np.finfo(dtype)
+        bound = (2.0 - 2.0 ** -(limits.nmant + 1)) * 2.0 ** (limits.maxexp - 1)
+        return {"type": "number", "exclusiveMinimum": -bound, "exclusiveMaximum": bound}
+    whole = np.iinfo(dtype)
+    return {"type": "integer", "minimum": int(whole.min), "maximum": int(whole.max)}
 
 
 def _zero(dtype: str) -> object:
@@ -195,8 +201,8 @@ def response_schema(name: str, version: str, outputs: Sequence[TensorSpec]) -> S
             "properties": {
                 "name": {"const": spec.name},
                 "datatype": {"const": datatype_of(spec.dtype)},
-                "shape": _shape_schema(spec),
-                "data": {"type": "array", "items": _item_schema(spec.dtype)},
+                "shape": {**_DIMS, "minItems": len(spec.shape), "maxItems": len(spec.shape)},
+                "data": {"type": "array", "items": {"type": _JSON_TYPES[spec.dtype]}},
                 "parameters": {"type": "object", "properties": {"binary_data_size": _COUNT}},
             },
         }
