@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tauten.core.tensor import Arrays, TensorSpec
@@ -33,6 +33,7 @@ def arrays(mask: np.ndarray) -> Arrays:
     }
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=3),
     more=st.integers(0, 9),
@@ -88,9 +89,7 @@ def test_a_mask_that_is_none_is_refused(mask: str, told: str) -> None:
 def test_an_artifact_whose_padding_does_not_fit_is_refused(tmp_path: Path) -> None:
     graph = two_branches(tmp_path).graph()
     for index, told in enumerate(({"mask": "x"}, {"mask": 3}, True)):
-        settings = {"padding": told}
-        made = tiny_artifact(
-            tmp_path / str(index), graph=graph, weights={}, engine="onnx", settings=settings, **BORDERS
-        )
+        asked = {"padding": told}
+        made = tiny_artifact(tmp_path / str(index), graph=graph, weights={}, engine="onnx", settings=asked, **BORDERS)
         with pytest.raises(ArtifactError, match="settings: padding"):
             load(made)
