@@ -15,6 +15,7 @@ from tauten.core.tensor import Array, TensorSpec
 from tauten.errors import InputError
 from tauten.run.serve.protocol import numbers
 from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES, from_json
+from tauten.run.serve.protocol.layout import Decoder
 from tests.unit.serve.tiny import tensor
 
 PAD = " " * 600  # short bodies are left to the exact reader
@@ -115,3 +116,53 @@ def test_a_document_that_is_still_held_does_not_stop_the_next() -> None:
     held = numbers._parser.parse(b'{"a": [1]}')
     assert read(document)["inputs"][0]["data"].tolist() == [[1.0, 2.0]]
     assert held["a"].as_list() == [1]
+
+
+def outcome(decoder: Decoder, body: bytes) -> Any:
+    """What a decoder makes of ``body``: all that it says, or its error."""
+    try:
+        layout, buffers = decoder(body, None)
+    except InputError as fault:
+        return str(fault)
+    return layout.shapes, layout.outputs, layout.id, layout.priority, [bytes(buffer) for buffer in buffers]
+
+
+def body_of(data: object, **extra: object) -> bytes:
+    document = {"inputs": [tensor("x", "FP32", [2, 2], data)], **extra}
+    return (json.dumps(document) + PAD).encode()
+
+
+@given(
+    st.lists(JSON, min_size=1, max_size=5)
+    | st.just([[1.0, 2.0], [3.0, 4.0]])
+    | st.lists(st.floats(), min_size=4, max_size=4)
+)
+@settings(deadline=None)
+def test_what_stands_around_numbers_is_remembered_and_changes_nothing(data: object) -> None:
+    specs = [TensorSpec(name="x", shape=("batch", 2))]
+    warm, cold = Decoder(specs, specs), Decoder(specs, specs)
+    for number in range(2):
+        assert outcome(warm, body_of([float(number), 2.0, 3.0, 4.0]))[0] == ((2, 2),)
+    assert len(warm._around) == 1
+    body = body_of(data)
+    assert outcome(warm, body) == outcome(cold, body)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"id": '"data": [1, 2, 3, 4]'},  # looks like it, and is a string
+        {"parameters": {"data": [1, 2, 3, 4]}},
+        {"outputs": []},
+    ],
+)
+def test_numbers_elsewhere_are_not_taken_for_the_input(extra: dict[str, Any]) -> None:
+    specs = [TensorSpec(name="x", shape=("batch", 2))]
+    for first in (True, False):
+        warm = Decoder(specs, specs)
+        for number in range(3):
+            data = [number + 0.5, 2.0, 3.0, 4.0]
+            document = {"inputs": [tensor("x", "FP32", [2, 2], data)]}
+            text = json.dumps({**extra, **document} if first else {**document, **extra}) + PAD
+            assert outcome(warm, text.encode()) == outcome(Decoder(specs, specs), text.encode())
+            assert outcome(warm, text.encode())[4] == [np.float32(data).tobytes()]

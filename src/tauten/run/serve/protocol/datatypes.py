@@ -160,4 +160,8 @@ def json_ready(name: str, array: Array) -> Array | list[str]:
 
 def dump_numbers(name: str, array: Array) -> bytes:
     """The elements of ``array``, flat, as JSON. Raises as ``json_ready`` does."""
+    if array.dtype == np.float32 and array.flags.c_contiguous:
+        data = orjson.dumps(array.reshape(-1), option=orjson.OPT_SERIALIZE_NUMPY)
+        if b"n" not in data:  # what is not finite is written as null
+            return data
     return orjson.dumps(json_ready(name, array), option=orjson.OPT_SERIALIZE_NUMPY)

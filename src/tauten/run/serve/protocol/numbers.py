@@ -93,6 +93,30 @@ def _read(body: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, Any] | None
     return document if body.count(b"[") == lists else None
 
 
+def read_list(text: bytes, dtype: str, count: int) -> Array | None:
+    """``count`` numbers, of a type that JSON can say, in a flat list; ``None`` where in doubt."""
+    global _parser
+    try:
+        data = cast("simdjson.Array", _parser.parse(text))
+        kind = _KINDS[dtype]
+        array = np.frombuffer(data.as_buffer(of_type=kind.code), kind.wide)
+    except RuntimeError:
+        _parser = simdjson.Parser()
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return _narrow(array, kind) if len(array) == count else None
+
+
+def _narrow(array: Array, kind: _Kind) -> Array | None:
+    """``array`` as its own type; ``None`` where a number does not fit into that."""
+    if kind.dtype is kind.wide:
+        return array
+    if len(array) and not (_least(array) >= kind.least and _most(array) <= kind.most):
+        return None
+    return array.astype(kind.dtype)
+
+
 def _members(item: simdjson.Object) -> list[tuple[str, Any]]:
     """Names and values, which ``items`` would make Python objects of. ``KeyError`` where a name comes twice."""
     names = list(item.keys())
@@ -115,11 +139,8 @@ def _array(data: simdjson.Array, dtype: str, shape: list[int]) -> tuple[Array | 
     array = np.frombuffer(data.as_buffer(of_type=kind.code), kind.wide)
     if len(array) != count:
         return None, 0
-    if kind.dtype is not kind.wide:
-        if count and not (_least(array) >= kind.least and _most(array) <= kind.most):
-            return None, 0
-        array = array.astype(kind.dtype)
-    return array.reshape(shape), lists
+    found = _narrow(array, kind)
+    return (None, 0) if found is None else (found.reshape(shape), lists)
 
 
 def _nested(data: simdjson.Array, shape: list[int]) -> bool:
