@@ -132,6 +132,22 @@ def test_a_model_is_served_from_processes_and_answers_as_in_this_one(tmp_path: P
     in_loop(main)
 
 
+def test_a_model_is_not_ready_while_none_of_its_processes_is(tmp_path: Path) -> None:
+    async def main() -> None:
+        model = ServedModel("m", start(tmp_path, count=1))
+        model.start(ServeSettings())
+        assert model.ready
+        os.kill(int(children()[0]), signal.SIGKILL)
+        await until(lambda: not model.ready)
+        late = ask(model, 1)  # it waits for the next process
+        await until(lambda: model.ready)
+        assert float((await late).result[0][0]) == 4
+        model.stop()
+        assert not model.ready
+
+    in_loop(main)
+
+
 def test_processes_that_nobody_took_end_when_they_are_closed(tmp_path: Path) -> None:
     processes = start(tmp_path)
     assert len(children()) == 2

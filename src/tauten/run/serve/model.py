@@ -130,7 +130,8 @@ class ServedModel:
 
     @property
     def ready(self) -> bool:
-        return self._worker is not None
+        """It takes requests, and has an instance that answers them."""
+        return self._worker is not None and self._worker.healthy
 
     @property
     def instances(self) -> int:

@@ -69,6 +69,11 @@ class Worker:
         return len(self._instances)
 
     @property
+    def healthy(self) -> bool:
+        """Whether any instance can take a batch, now or when it has ended the one that it runs."""
+        return any(instance.healthy for instance in self._instances)
+
+    @property
     def waiting(self) -> int:
         """Calls that wait for an instance."""
         return self._scheduler.waiting
