@@ -32,8 +32,9 @@ def test_clients_of_http(tmp_path: Path, script: str) -> None:
         run(script, server.url)
 
 
-def test_a_client_of_grpc(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["triton_grpc.py", "kserve_grpc.py"])
+def test_clients_of_grpc(tmp_path: Path, script: str) -> None:
     pytest.importorskip("grpc", reason="the extra grpc is not installed")
     with several(tmp_path, grpc_port=0) as server:
         assert server.server.grpc_target is not None
-        run("triton_grpc.py", server.server.grpc_target)
+        run(script, server.server.grpc_target)
