@@ -27,7 +27,7 @@ SEEDS: Final = (0, 1, 2)
 EPOCHS: Final = 7
 PICTURES: Final[Name] = "fashion-mnist"
 SIDE: Final = 28
-WIDTHS: Final = (24, 32, 64, 128, 768)
+WIDTHS: Final = (24, 32, 64, 128, 800)
 LAYERS: Final = (0, 3, 7, 11, 15)
 """Where in the network the layers of these widths stand."""
 STEP: Final = {"bytes": 28_000, "epochs": 14, "prune": 0.6, "levels": 0.55, "learning_rate": 2e-3, "cache_mib": 0}
