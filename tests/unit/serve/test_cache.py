@@ -192,6 +192,16 @@ def test_nobody_waits_for_what_is_less_urgent(rig: Rig, urgent: dict[str, int]) 
     assert len(rig.answered) == 3
 
 
+def test_what_ends_leaves_a_more_urgent_one_to_be_waited_for(rig: Rig) -> None:
+    rig.ask(1, deadline_ns=50)
+    rig.ask(1, deadline_ns=40)
+    rig.inner.fail(rig.inner.calls[0], Overloaded("waited too long"))
+    third = rig.ask(1)
+    assert len(rig.inner.calls) == 1
+    rig.inner.answer_all()
+    rig.check(third, cached=True)
+
+
 def test_what_all_have_left_is_not_computed(rig: Rig) -> None:
     first, second = rig.ask(1), rig.ask(1)
     first.cancel()
