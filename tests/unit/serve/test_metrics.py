@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,6 +31,8 @@ def samples(server: Running) -> dict[Key, float]:
     found = {}
     for family in text_string_to_metric_families(reply.body.decode()):
         for sample in family.samples:
+            if family.name.startswith("process_"):
+                continue
             assert sample.labels["version"] == "1"
             other = sample.labels.get("reason") or sample.labels.get("le") or ""
             found[sample.name, sample.labels["model"], other] = sample.value
@@ -66,6 +69,25 @@ def test_failures_are_counted_by_reason(server: Running) -> None:
     grown = {key[2]: after[key] - before[key] for key in after if key[:2] == ("nv_inference_request_failure", "n")}
     assert grown == {"REJECTED": 0, "CANCELED": 0, "BACKEND": 1, "OTHER": 1}
     assert after["nv_inference_request_success", "n", ""] == 0
+
+
+def test_batches_and_the_process_are_told(server: Running) -> None:
+    before = ask(server.port, "GET", "/metrics").body.decode()
+    ask(server.port, "POST", "/v2/models/m/infer", ones_request(3))
+    after = ask(server.port, "GET", "/metrics").body.decode()
+
+    def value(text: str, name: str) -> float:
+        (line,) = (line for line in text.splitlines() if line.startswith(name))
+        return float(line.split()[-1])
+
+    for bound, more in (("1.0", 0), ("2.0", 0), ("4.0", 1), ("+Inf", 1)):
+        name = f'tauten_batch_rows_bucket{{le="{bound}",model="m"'
+        assert value(after, name) - value(before, name) == more
+    assert value(after, 'tauten_batch_rows_sum{model="m"') - value(before, 'tauten_batch_rows_sum{model="m"') == 3
+    assert value(after, 'tauten_instances{model="m"') == 1
+    if sys.platform == "linux":
+        assert value(after, "process_resident_memory_bytes") > 10**7
+        assert value(after, "process_cpu_seconds_total") > 0
 
 
 def test_statistics_are_those_of_the_metrics(server: Running) -> None:

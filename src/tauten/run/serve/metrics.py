@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from tauten.run.serve.model import ServedModel
@@ -19,6 +19,7 @@ _COUNTS: Final = {
     "nv_inference_count": ("Samples that were computed", "inferences"),
     "nv_inference_exec_count": ("Calls of the engine", "executions"),
 }
+_ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _CACHE_COUNTS: Final = {
     "nv_cache_num_hits_per_model": ("Answers that were remembered", "hits"),
     "nv_cache_num_misses_per_model": ("Answers that had to be computed", "misses"),
@@ -38,6 +39,7 @@ class Metrics:
         self._models = models
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)  # processor time, memory and open files of the server itself
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -62,6 +64,11 @@ class Metrics:
         for model, labels in self._labelled():
             pending.add_sample(pending.name, labels, model.waiting)
         yield pending
+        instances = Metric("tauten_instances", "Batches of a model that may run at once", "gauge")
+        for model, labels in self._labelled():
+            instances.add_sample(instances.name, labels, model.instances)
+        yield instances
+        yield self._batches()
         yield from self._cache()
         for phase in PHASES:
             yield self._histogram(phase)
@@ -77,6 +84,18 @@ class Metrics:
             for reason in FAILURES:
                 metric.add_sample(name, {**labels, "reason": reason}, model.statistics.failures[reason])
         return metric
+
+    def _batches(self) -> Metric:
+        """Batches by their rows: how well requests come together."""
+        family = HistogramMetricFamily(
+            "tauten_batch_rows", "Rows of each call of the engine", labels=["model", "version"]
+        )
+        for model, labels in self._labelled():
+            batches = model.statistics.batches
+            counts = [(bound, sum(count for rows, (count, _) in batches.items() if rows <= bound)) for bound in _ROWS]
+            buckets = [*((str(float(bound)), count) for bound, count in counts), ("+Inf", model.statistics.executions)]
+            family.add_metric(list(labels.values()), buckets, sum(rows * count for rows, (count, _) in batches.items()))
+        return family
 
     def _cache(self) -> Iterator[Metric]:
         """What is remembered, where answers are: rows, or whole requests where a model has no batch."""
