@@ -15,6 +15,7 @@ from bench.serving.plan import FIRST_WARMUP_S, RAW, WARMUP_S, Group, Row, foreto
 
 Record = dict[str, Any]
 Runner = Loaded | Raw
+FAULTS = (RuntimeError, OSError, subprocess.SubprocessError)
 
 
 class Store:
@@ -33,12 +34,17 @@ class Store:
         self.records = [json.loads(line) for line in lines]
 
     def add(self, records: Sequence[Record]) -> None:
+        """Keep a row's records, instead of those that it left when a server of it failed."""
+        keys = {(one["round"], one["row"]) for one in records}
+        kept = [one for one in self.records if (one["round"], one["row"]) not in keys]
+        if len(kept) < len(self.records):
+            self._replace(kept)
         self.records.extend(records)
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(json.dumps(record) + "\n" for record in records))
 
     def has(self, index: int, group: Group, row: Row) -> bool:
-        """Whether all servers of the row were measured in that round; those that could not be started count as well."""
+        """Whether all servers of the row were measured in that round."""
         wanted = (index, f"{group.name}/{row.point}")
         found = {one["server"] for one in self.records if (one["round"], one["row"]) == wanted}
         return found >= set(row.servers)
@@ -46,7 +52,10 @@ class Store:
     def forget(self, plan: Sequence[Group]) -> None:
         """What ``plan`` measures is to be measured anew."""
         again = {f"{group.name}/{row.point}" for group in plan for row in group.rows}
-        self.records = [one for one in self.records if one["row"] not in again]
+        self._replace([one for one in self.records if one["row"] not in again])
+
+    def _replace(self, records: list[Record]) -> None:
+        self.records = records
         first = self.path.read_text("utf-8").splitlines()[0]
         self.path.write_text("\n".join([first, *map(json.dumps, self.records)]) + "\n", "utf-8")
 
@@ -69,33 +78,43 @@ def measure(plan: Sequence[Group], rounds: int, seconds: float, store: Store) ->
 
 
 def _round(group: Group, rows: Sequence[Row], index: int, seconds: float, store: Store, faults: dict[str, str]) -> None:
+    down: set[str] = set()
+
+    def failed(server: str, fault: Exception) -> None:
+        down.add(server)  # for this round; the next one tries again
+        faults[server] = str(fault)
+        print(f"    {server} failed: {fault}", flush=True)
+
     with ExitStack() as stack:
         up: dict[tuple[str, str], Runner] = {}
         for row in rows:
             for server in turned(row.servers, index):
-                key = (server, Raw.variant if server == RAW else Loaded.variant_for(server, row.point))
-                if key in up or server in faults:
-                    continue
-                try:
-                    runner = Raw(row.point) if server == RAW else Loaded(server, row.point)
-                    up[key] = stack.enter_context(runner)
-                except (RuntimeError, OSError, subprocess.SubprocessError) as fault:
-                    faults[server] = str(fault)
-                    print(f"    {server} failed: {fault}", flush=True)
+                if _key(server, row) not in up and server not in down:
+                    try:
+                        runner = Raw(row.point) if server == RAW else Loaded(server, row.point)
+                        up[_key(server, row)] = stack.enter_context(runner)
+                    except FAULTS as fault:
+                        failed(server, fault)
         for row in rows:
-            taking = [server for server in row.servers if server not in faults]
             records = []
-            for turn in range(group.turns if taking else 0):
-                for server in turned(taking, index + turn):
-                    key = (server, Raw.variant if server == RAW else Loaded.variant_for(server, row.point))
-                    warmup = WARMUP_S if turn and not row.point.slow else FIRST_WARMUP_S
-                    seed = index * group.turns + turn
-                    came = up[key].slot(row.point, seconds, warmup, seed)
-                    shared = {"round": index, "turn": turn, "row": f"{group.name}/{row.point}", "server": server}
-                    records += [{**shared, **figures} for figures in came]
+            for turn in range(group.turns):
+                warmup = WARMUP_S if turn and not row.point.slow else FIRST_WARMUP_S
+                shared = {"round": index, "turn": turn, "row": f"{group.name}/{row.point}"}
+                for server in turned([one for one in row.servers if one not in down], index + turn):
+                    try:
+                        came = up[_key(server, row)].slot(row.point, seconds, warmup, index * group.turns + turn)
+                    except FAULTS as fault:
+                        failed(server, fault)
+                        continue
+                    records += [{**shared, "server": server, **figures} for figures in came]
             store.add(records)
             for line in told(records):
                 print(f"    {line}", flush=True)
+
+
+def _key(server: str, row: Row) -> tuple[str, str]:
+    """Which process serves: some are set for a load."""
+    return server, Raw.variant if server == RAW else Loaded.variant_for(server, row.point)
 
 
 def told(records: Sequence[Record]) -> list[str]:

@@ -21,6 +21,7 @@ from bench.serving.generator import compiled, load
 from bench.serving.models import post, rows, v2_binary, v2_json, write_requests
 from bench.serving.plan import PLAN, RAW, Point, chosen, foretold_s, slots, turned
 from bench.serving.process import Running, free_port
+from bench.serving.rounds import Store
 from bench.serving.tables import table
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the load generator waits by epoll")
@@ -186,3 +187,22 @@ def test_ratios_are_taken_within_the_turn() -> None:
     (server,) = [one for one in figures["servers"] if one["server"] == "tauten"]
     assert server["ready_s"] == 0.5
     assert "| S, 32 connections | 5,000 | 2,000 |  | **3.00 (2.50 to 3.00)** |" in table(figures)
+
+
+def test_finished_rows_are_kept_and_unfinished_ones_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "measured.jsonl"
+    store = Store(path, {"seconds": 1.0})
+    (group,) = chosen(PLAN, {"tauten", "granian"}, {"others"})
+    (row,) = group.rows
+    records = [{"round": 0, "row": f"others/{row.point}", "server": name} for name in row.servers]
+    store.add(records[:1])
+    assert not store.has(0, group, row)
+    store.add(records)
+    again = Store(path, {"seconds": 1.0})
+    assert again.records == records
+    assert again.has(0, group, row)
+    assert not again.has(1, group, row)
+    again.forget([group])
+    assert Store(path, {"seconds": 1.0}).records == []
+    with pytest.raises(SystemExit, match="begin with --fresh"):
+        Store(path, {"seconds": 2.0})
