@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from time import perf_counter_ns, time_ns
@@ -62,8 +61,6 @@ class Cached:
         self._frames = frames
         self._row_alike = keys.by_row and 0 < keys.row_bytes <= LARGEST_BYTES
         self._flights: dict[bytes, tuple[Flight, int]] = {}
-        self._starting: deque[Flight] = deque()
-        self._is_starting = False
         self._closed = False
 
     def submit(self, call: Call) -> None:
@@ -134,20 +131,11 @@ class Cached:
             self._start(own)
 
     def _start(self, flight: Flight) -> None:
-        """Compute ``flight``, after those that are being started: one that is refused at once may start another."""
-        self._starting.append(flight)
-        if self._is_starting:
-            return
-        self._is_starting = True
-        try:
-            while self._starting:
-                begun = self._starting.popleft()
-                if self._remote is None:
-                    self._compute(begun)
-                else:
-                    self._remote.fetch(begun.keys, partial(self._fetched, begun))
-        finally:
-            self._is_starting = False
+        """Compute ``flight``, where no other server has."""
+        if self._remote is None:
+            self._compute(flight)
+        else:
+            self._remote.fetch(flight.keys, partial(self._fetched, flight))
 
     def _fetched(self, flight: Flight, frames: Sequence[bytes | None]) -> None:
         """Take what another server computed, and compute the rest."""
@@ -179,7 +167,7 @@ class Cached:
             flight.cancel()  # which it does only if nobody else waits either
             if flight.cancelled:
                 return
-        if flight.by_row:
+        if flight.by_row and len(flight.places) < flight.rows:
             flight.gather_rows()
         self.misses += len(flight.keys)
         self._inner.submit(flight)

@@ -85,8 +85,6 @@ class Flight(Call):
         """Take those rows of the leader's call that are to be computed."""
         call = self.leader.call
         self.rows = len(self.places)
-        if self.rows == call.rows:
-            return
         self.shapes = [(self.rows, *shape[1:]) for shape in call.shapes]
         self.buffers = [_taken(buffer, call.rows, self.places) for buffer in call.buffers]
 
