@@ -4,12 +4,12 @@
 ``build/bench``, so that the same command goes on after an interruption; remove that folder to measure anew.
 
 Everything runs on one thread. The last 5,000 training images choose; the others are learned from, each moved by up to
-one pixel in each direction anew at every visit. The dense network is trained by AdamW with a weight decay of 0.01 and a
-cosine schedule, then ``compress.rate`` trains it on with the dense network as a teacher; LeNet-5 first loses half of
-its channels. The file is written by the codec ``arithmetic``, decoded in a fresh process, which builds the network from
-the shapes in the file, and the test images are looked at once. All bytes of the file count. Beside it stand the same
-weights by other coders: ``zlib_9`` and ``zstd_22`` are given the whole numbers as int8, and 4 bytes a layer for its
-step.
+one pixel in each direction anew at every visit: two of three times in each, and every other time while they are
+compressed. The dense network is trained by AdamW with a weight decay of 0.01 and a cosine schedule, then
+``compress.rate`` trains it on with the dense network as a teacher; LeNet-5 first loses half of its channels. The file
+is written by the codec ``arithmetic``, decoded in a fresh process, which builds the network from the shapes in the
+file, and the test images are looked at once. All bytes of the file count. Beside it stand the same weights by other
+coders: ``zlib_9`` and ``zstd_22`` are given the whole numbers as int8, and 4 bytes a layer for its step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +44,10 @@ SEEDS: Final = (0, 1, 2)
 BATCH: Final = 128
 HELD_OUT: Final = 5_000
 SIDE: Final = 28
+FULL: Final = (0, 1, 2)
+MILD: Final = (0, 1, 1, 2)
+"""A small network errs on what it has learned from nearly as often as on what it has not: variety costs it more than it
+gives. Chosen on the held-out pictures, with another seed."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,8 @@ def run(name: str, seed: int) -> dict[str, Any]:
     clock = _Clock(CACHE / f"compression-{name}-{seed}-seconds.json", f"{name}, seed {seed}")
     dense = fitted(task, seed)
     module, dense_seconds = build(dense), clock.stop("dense")
-    context = Context(dense, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
+    learnt = replace(dense, train=training(MILD))
+    context = Context(learnt, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
     made = to_model(dense)
     for step, parameters in net.passes.items():
         made = apply(PASSES.get(step).from_parameters(parameters), made, context)
@@ -149,14 +154,15 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Moved:
-    """Batches in a new order at every walk, each picture moved by -1, 0 or 1 pixels down and to the right."""
+    """Batches in a new order at every walk, each picture moved down and to the right by one of ``moves`` less one."""
 
-    def __init__(self, images: Array, labels: Array) -> None:
+    def __init__(self, images: Array, labels: Array, moves: tuple[int, ...]) -> None:
         padded = np.pad((images[:, 0] * 255).round().astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
         self.pixels = torch.from_numpy(padded.reshape(len(images), -1))
         self.labels = torch.from_numpy(labels)
         rows = torch.arange(SIDE)
         self.places = (rows[:, None] * (SIDE + 2) + rows).flatten()
+        self.moves = torch.tensor(moves)
 
     def __len__(self) -> int:
         return -(-len(self.labels) // BATCH)
@@ -164,7 +170,7 @@ class Moved:
     def __iter__(self) -> Iterator[tuple[Array, Array]]:
         order = torch.randperm(len(self.labels))
         for chosen in order.split(BATCH):
-            down, right = torch.randint(3, (2, len(chosen), 1))
+            down, right = self.moves[torch.randint(len(self.moves), (2, len(chosen), 1))]
             places = self.places + down * (SIDE + 2) + right
             moved = self.pixels[chosen].gather(1, places).float().div_(255)
             yield moved.view(-1, 1, SIDE, SIDE).numpy(), self.labels[chosen].numpy()
@@ -173,18 +179,23 @@ class Moved:
 def task_of(name: str) -> tauten.Task:
     """Without test images: they are looked at by another process."""
     images, labels = mnist("train")
-    train, train_labels = images[:-HELD_OUT], labels[:-HELD_OUT]
     return tauten.Task(
         name=name.replace("_", "-"),
         model=lambda: network(name),
         inputs=(tauten.TensorSpec(name="image", shape=("batch", 1, SIDE, SIDE)),),
-        train=Moved(train, train_labels),
-        calibrate=batches(train[:512], train_labels[:512]),
+        train=training(FULL),
+        calibrate=batches(images[:512], labels[:512]),
         validate=batches(*held_out()),
         metric="accuracy",
         epochs=NETS[name].epochs,
         learning_rate=1e-3,
     )
+
+
+def training(moves: tuple[int, ...]) -> Moved:
+    """The pictures that are learned from."""
+    images, labels = mnist("train")
+    return Moved(images[:-HELD_OUT], labels[:-HELD_OUT], moves)
 
 
 def held_out() -> tuple[Array, Array]:
