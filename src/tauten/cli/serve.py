@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,8 +11,13 @@ from tauten.cli.output import JSON, console
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
+    from tauten.run.serve.fronts import Front
     from tauten.run.serve.server import Server
+    from tauten.run.serve.settings import ServeSettings
+
+_STOPPING: Final = "stopping: what is under way is finished first; once more ends at once"
 
 
 def command(
@@ -44,6 +49,7 @@ def command(
     workers: Annotated[
         int | None, typer.Option(help="Processes that run the model, not threads; none by default.", min=1, max=256)
     ] = None,
+    fronts: Annotated[int, typer.Option(help="Whole servers that share the port, for many cores.", min=1, max=256)] = 1,
     balancer: Annotated[
         str, typer.Option(help="Which instance runs the next batch: pull, round_robin, least_outstanding or p2c.")
     ] = "pull",
@@ -51,7 +57,8 @@ def command(
         Path | None, typer.Option(help="Python file with what runs before and after the model.", dir_okay=False)
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(help="Remember answers: memory, or a Redis that servers share, as redis://HOST:6379/0.")
+        str | None,
+        typer.Option(help="Remember answers: memory, or a Redis that servers share, as redis://HOST:6379/0."),
     ] = None,
     cache_size: Annotated[str, typer.Option(help="Most memory for remembered answers, such as 64MB or 2GB.")] = "256MB",
     cache_age: Annotated[float, typer.Option(help="Seconds for which an answer is given again.")] = 3600.0,
@@ -82,8 +89,6 @@ def command(
 
     Example: `tauten serve build/digits/best --port 8000`
     """
-    import json
-
     from tauten.artifact.read import Artifact, read_artifact
     from tauten.errors import ConfigError
     from tauten.run.serve.balancers import BALANCERS
@@ -102,6 +107,10 @@ def command(
         raise ConfigError("expected an artifact to serve, or --repository")
     if workers and instances:
         raise ConfigError("expected --workers, which are processes, or --instances, which are threads, got both")
+    if fronts > 1 and (repository is not None or grpc_port == 0):
+        raise ConfigError(
+            "several --fronts share what they serve from the start: expected no --repository, and no port 0 for gRPC"
+        )
     BALANCERS.get(balancer)
     catalog, known = make_catalog(artifacts or (), name=name, directory=repository, pins=pin or (), handler=handler)
 
@@ -126,6 +135,7 @@ def command(
         port=port,
         grpc_port=grpc_port,
         instances=workers or instances,
+        fronts=fronts,
         balancer=balancer,
         watch_s=watch,
         cache=None if cache is None else CacheSettings(where=cache, max_bytes=cache_size, age_s=cache_age),
@@ -134,26 +144,58 @@ def command(
         security=Security(token=_token(token_file), certificate=tls_certificate, key=tls_key),
         observing=Observing(access_log=access_log, traces=traces),
     )
-    models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
 
-    async def serve() -> int:
-        server = Server(models, settings, catalog=catalog, load=load)
-        with reload_signal(server):
-            with stop_signals() as asked:
-                if await _started(server, asked):
-                    # One line either way: who started the server reads until the line's end: the output does not end.
-                    document = {"ready": True, "url": server.url, "models": server.models}
-                    text = f"ready: {', '.join(server.models) or 'no models yet'} at {server.url}"
-                    if server.grpc_target is not None:
-                        document["grpc"] = server.grpc_target
-                        text += f" and for gRPC at {server.grpc_target}"
-                    print(json.dumps(document) if as_json else text, flush=True)
-                    await asked.wait()
-            console.print("stopping: what is under way is finished first; once more ends at once")
-            return await server.stop()
+    def serve(front: Front | None) -> int:
+        """Load and serve until a signal; the exit code."""
+        models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
 
-    if run_loop(serve):
+        async def until_asked() -> int:
+            server = Server(models, settings, catalog=catalog, load=load, front=front)
+            with reload_signal(server):
+                with stop_signals() as asked:
+                    if await _started(server, asked):
+                        if front is None:
+                            _tell(server.url, server.models, server.grpc_target, as_json)
+                        else:
+                            front.is_ready(asked.set)
+                        await asked.wait()
+                if front is None:
+                    console.print(_STOPPING)
+                return await server.stop()
+
+        return 1 if run_loop(until_asked) else 0
+
+    if fronts > 1:
+        _serve_fronts(settings, serve, list(dict.fromkeys(source.name for source in found)), as_json)
+    elif serve(None):
         _leave_at_once()
+
+
+def _serve_fronts(
+    settings: ServeSettings, serve: Callable[[Front | None], int], models: list[str], as_json: bool
+) -> None:
+    """Run ``serve`` in several processes that share a port."""
+    from tauten.run.serve.fronts import Fronts
+
+    several = Fronts(settings.fronts, settings.host, settings.port, serve)
+    scheme = "http" if settings.security.certificate is None else "https"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    target = None if settings.grpc_port is None else f"{host}:{settings.grpc_port}"
+    code = several.run(lambda: _tell(f"{scheme}://{host}:{several.port}", models, target, as_json))
+    if code:
+        raise typer.Exit(code)
+
+
+def _tell(url: str, models: list[str], grpc: str | None, as_json: bool) -> None:
+    """One line either way: who started the server reads until the line's end, since the output does not end."""
+    import json
+
+    document = {"ready": True, "url": url, "models": models}
+    text = f"ready: {', '.join(models) or 'no models yet'} at {url}"
+    if grpc is not None:
+        document["grpc"] = grpc
+        text += f" and for gRPC at {grpc}"
+    print(json.dumps(document) if as_json else text, flush=True)
 
 
 def _token(path: Path | None) -> str | None:

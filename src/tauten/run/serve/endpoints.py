@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from functools import partial
 from importlib.resources import files
 from typing import Any, Final
@@ -96,6 +97,23 @@ class Endpoints:
                     routes.update({path.encode("ascii") + action: methods for path in paths})
         self._routes = routes
         self._openapi = None
+
+    def share_metrics(self, gather: Callable[[], Coroutine[Any, Any, bytes]]) -> Callable[[], bytes]:
+        """Answer ``/metrics`` with what ``gather`` gives, which is told what this server alone has to say."""
+
+        def endpoint(request: Request, respond: Respond) -> Ticket:
+            task = asyncio.get_running_loop().create_task(gather())
+
+            def answer(done: asyncio.Task[bytes]) -> None:
+                if not done.cancelled():
+                    respond(Response(200, (done.result(),), CONTENT_TYPE))
+
+            task.add_done_callback(answer)
+            return task
+
+        self._fixed[b"/metrics"] = {b"GET": endpoint}
+        self._renew()
+        return self._metrics.text
 
     def _of_model(self, model: ServedModel, versions: list[str]) -> dict[bytes, Methods]:
         metadata = model_metadata(model.name, versions, model.platform, model.inputs, model.outputs)

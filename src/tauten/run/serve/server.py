@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import ssl
 
     from tauten.run.serve.cache.opened import Cache
+    from tauten.run.serve.fronts import Front
     from tauten.run.serve.grpc_server import GrpcServer
+    from tauten.run.serve.siblings import Siblings
 
 T = TypeVar("T")
 
@@ -48,7 +50,7 @@ class Server:
                 await asked.wait()
 
     ``catalog`` says where on disk models are found when they change, and others when they are asked for; ``load`` makes
-    a model of what is found.
+    a model of what is found. ``front`` says which of several servers on one port this is.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Server:
         *,
         catalog: Catalog | None = None,
         load: Load | None = None,
+        front: Front | None = None,
     ) -> None:
         self.settings = settings or ServeSettings()
         self._repository = Repository(models, catalog.pins if catalog is not None else None)
@@ -67,6 +70,8 @@ class Server:
         self._endpoints = Endpoints(self._repository, self.manager, version("tauten"), self.settings)
         self._handler, self._end_of_handler = surround(self._endpoints, self.settings)
         self._tls = tls(self.settings.security)
+        self._front = front
+        self._siblings: Siblings | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._cache: Cache | None = None
         self._grpc = _grpc_server(self._repository, self.settings, self.manager)
@@ -115,9 +120,10 @@ class Server:
             self._listener = await loop.create_server(
                 lambda: HttpConnection(self._handler, limits, connections),
                 await self._host(),
-                self.settings.port,
+                self.settings.port if self._front is None else self._front.port,
                 backlog=1024,
                 ssl=self._tls,
+                reuse_port=True if self._front is not None else None,
             )
         except OSError as fault:
             await self._stop_models()
@@ -132,6 +138,8 @@ class Server:
                 raise
         self._connections = connections
         connections.start()
+        if self._front is not None:
+            await self._join(self._front)
         self._warn()
         await self.manager.start()
         if self.settings.watch_s is not None:
@@ -158,6 +166,8 @@ class Server:
             task.cancel()
         await self.manager.close()
         await self._stop_models()
+        if self._siblings is not None:
+            await self._siblings.stop()
         await asyncio.to_thread(self._end_of_handler)
         self._listener = self._connections = None
         self._endpoints.draining = False
@@ -176,10 +186,17 @@ class Server:
 
     async def _host(self) -> str:
         """The host to listen on; one address of it where the system chooses the port, as it would one for each."""
-        if self.settings.port:
+        if self.settings.port and self._front is None:
             return self.settings.host
         infos = await asyncio.get_running_loop().getaddrinfo(self.settings.host, 0, type=socket.SOCK_STREAM)
         return str(infos[0][4][0])
+
+    async def _join(self, front: Front) -> None:
+        """Tell the others who share the port, and gather from them, what ``/metrics`` says."""
+        from tauten.run.serve.siblings import Siblings
+
+        self._siblings = Siblings(front.index, front.count, front.folder)
+        await self._siblings.start(self._endpoints.share_metrics(self._siblings.metrics))
 
     def _warn(self) -> None:
         """Tell of what will make calls wait for each other."""

@@ -48,7 +48,8 @@ class ServeSettings(Value):
     """Where a server listens, how much it does at once and how long it waits.
 
     ``port`` 0 lets the system choose; with a ``grpc_port``, which needs the extra ``grpc``, there is gRPC as well.
-    ``instances`` batches run at once, ``queue`` requests more wait; a request beyond that is refused. ``run_in`` is
+    ``fronts`` whole servers share the port. In each, ``instances`` batches of a model run at once, by default as many as
+    there are cores for, and ``queue`` requests more wait; a request beyond that is refused. ``run_in`` is
     where they run: ``loop`` is the event loop, for one instance of a model that takes less time than handing it to a
     thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the batching policy, ``balancer`` the
     one by which an instance is chosen; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds
@@ -60,6 +61,7 @@ class ServeSettings(Value):
     port: Port = 8000
     grpc_port: Port | None = None
     instances: Annotated[int, Field(ge=1, le=256)] | None = None
+    fronts: Annotated[int, Field(ge=1, le=256)] = 1
     run_in: Literal["auto", "loop", "thread"] = "auto"
     scheduler: Annotated[str, Field(min_length=1)] = "continuous"
     balancer: Annotated[str, Field(min_length=1)] = "pull"

@@ -41,7 +41,7 @@ def make_instances(
         where = "loop" if short and settings.instances in (None, 1) else "thread"
     if where == "loop":
         return [Inline(engine)]
-    return [InThread(engine) for _ in range(settings.instances or max(1, cores() // threads))]
+    return [InThread(engine) for _ in range(settings.instances or max(1, cores() // settings.fronts // threads))]
 
 
 def cores() -> int:
