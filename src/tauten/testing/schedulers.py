@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable
 from random import Random
 from typing import Final
 
-from tauten.run.serve.call import ALONE, Batch, Call
+from tauten.run.serve.call import Batch, Call
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.scheduler import Scheduler
 from tauten.testing._hold import hold
 

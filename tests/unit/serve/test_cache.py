@@ -15,7 +15,8 @@ from tauten.errors import EngineError, NotReady, Overloaded
 from tauten.run.serve.cache.cached import LARGEST_BYTES, Cached
 from tauten.run.serve.cache.keys import Keys
 from tauten.run.serve.cache.memory import Memory
-from tauten.run.serve.call import ALONE, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.protocol.elements import BytesSpec, Packed, pack_elements, to_objects, unpack_elements
 
 X = TensorSpec(name="x", shape=("batch", 3))

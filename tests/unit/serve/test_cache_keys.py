@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tauten.core.tensor import TensorSpec
 from tauten.run.serve.cache.keys import KEY_BYTES, Keys
-from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import Buffer
 
 FIXED = TensorSpec(name="x", shape=("batch", 3))
 OPEN = TensorSpec(name="x", shape=("batch", "length"))

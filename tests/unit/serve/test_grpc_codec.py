@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from tauten.core.tensor import TensorSpec
 from tauten.errors import InputError
-from tauten.run.serve.call import ALONE
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
 from tauten.run.serve.protocol.elements import BytesSpec, bounds, pack_elements, to_objects
 from tauten.run.serve.protocol.grpc import codec

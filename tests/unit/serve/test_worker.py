@@ -13,10 +13,11 @@ import pytest
 from tauten.core.tensor import Array, Arrays
 from tauten.errors import EngineError, InputError, NotReady, Overloaded, TautenError
 from tauten.run.engines.engine import Engine
-from tauten.run.serve.call import ALONE, Batch, Call
+from tauten.run.serve.call import Batch, Call
 from tauten.run.serve.instance import Done, Instance, InstanceLost
 from tauten.run.serve.instances.inline import Inline
 from tauten.run.serve.instances.thread import InThread
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.schedulers.continuous import Continuous
 from tauten.run.serve.worker import Worker
 from tests.unit.serve.tiny import WAIT_S, Broken, Double, Gated

@@ -9,18 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError
+from tauten.run.serve.protocol.buffer import ALONE, Buffer
 from tauten.run.serve.protocol.elements import BytesSpec, to_objects, unpack_elements
-
-Buffer = bytes | bytearray | memoryview
-
-ALONE: Final = object()
-"""The group of a call that shares its batch with none."""
 
 
 class Call:

@@ -17,8 +17,9 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from tauten.errors import ServeError, TautenError
 
@@ -30,7 +31,8 @@ _LONGEST_PAUSE_S: Final = 10.0
 _LIVED_S: Final = 30.0
 
 
-class Front(NamedTuple):
+@dataclass(frozen=True)
+class Front:
     """One of ``count`` servers, as it is told to itself.
 
     ``folder`` is where they find each other. ``ready`` is a descriptor to write a byte to once requests are taken, and

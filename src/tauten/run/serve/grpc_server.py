@@ -78,7 +78,7 @@ class GrpcServer:
         rpcs = Rpcs(self._settings.limits.receive_s)
         router = self._router(rpcs)
         router.add(*self._methods(rpcs))
-        server = aio.server(handlers=[router], options=_options(self._settings.limits))
+        server = aio.server(handlers=[router], options=_options(self._settings.limits, self._settings.fronts > 1))
         host, port = self._settings.host, self._settings.grpc_port or 0
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
@@ -159,7 +159,7 @@ def _at_once(answer: Any) -> Unary:
     return respond
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
+def _options(limits: Limits, shared: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.max_body_bytes),
         ("grpc.max_send_message_length", -1),
@@ -168,5 +168,6 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
         ("grpc.keepalive_time_ms", _KEEPALIVE_S * 1000),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_ANSWER_S * 1000),
-        ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not half of the requests
+        # Elsewhere than among fronts a second server on the same port is an error, and not half of the requests.
+        ("grpc.so_reuseport", int(shared)),
     ]

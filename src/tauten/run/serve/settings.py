@@ -48,13 +48,13 @@ class ServeSettings(Value):
     """Where a server listens, how much it does at once and how long it waits.
 
     ``port`` 0 lets the system choose; with a ``grpc_port``, which needs the extra ``grpc``, there is gRPC as well.
-    ``fronts`` whole servers share the port. In each, ``instances`` batches of a model run at once, by default as many as
-    there are cores for, and ``queue`` requests more wait; a request beyond that is refused. ``run_in`` is
-    where they run: ``loop`` is the event loop, for one instance of a model that takes less time than handing it to a
-    thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the batching policy, ``balancer`` the
-    one by which an instance is chosen; ``exact_batches`` lets no two requests share a batch. ``answer_s`` bounds
-    waiting and running of one request, ``drain_s`` how long a stopping server finishes what is under way. With
-    ``watch_s``, it looks that often whether artifacts have changed. With a ``cache``, answers are remembered.
+    ``fronts`` whole servers share the port. In each, ``instances`` batches of a model run at once, by default as
+    many as there are cores for, and ``queue`` requests more wait; a request beyond that is refused. ``run_in`` is
+    where they run: ``loop`` is the event loop, for one instance of a model that takes less time than handing it to
+    a thread, ``thread`` a thread each, and ``auto`` measures. ``scheduler`` names the batching policy, ``balancer``
+    the one by which an instance is chosen; ``exact_batches`` lets no two requests share a batch. ``answer_s``
+    bounds waiting and running of one request, ``drain_s`` how long a stopping server finishes what is under way.
+    With ``watch_s``, it looks that often whether artifacts have changed. With a ``cache``, answers are remembered.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"

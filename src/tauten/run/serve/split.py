@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import Buffer
 from tauten.run.serve.protocol.elements import Packed, bounds
 
 

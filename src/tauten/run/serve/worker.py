@@ -18,8 +18,9 @@ from typing import Final
 from tauten.errors import NotReady, Overloaded
 from tauten.run.serve.balancer import Balancer
 from tauten.run.serve.balancers import BALANCERS, DEFAULT
-from tauten.run.serve.call import ALONE, Batch, Call
+from tauten.run.serve.call import Batch, Call
 from tauten.run.serve.instance import Instance, InstanceLost
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.scheduler import Scheduler
 from tauten.run.serve.split import split
 

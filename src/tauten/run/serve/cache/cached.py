@@ -17,7 +17,8 @@ from tauten.run.serve.cache.frames import Frames
 from tauten.run.serve.cache.keys import Keys
 from tauten.run.serve.cache.memory import Memory, Value
 from tauten.run.serve.cache.remote import Remote
-from tauten.run.serve.call import ALONE, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import ALONE
 
 LARGEST_BYTES: Final = 4 * 2**20
 """Larger requests are not looked up: hashing them would hold up the event loop for milliseconds."""

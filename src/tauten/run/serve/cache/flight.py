@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from tauten.run.serve.cache.keys import rows_of
 from tauten.run.serve.cache.memory import Value
-from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import Buffer
 from tauten.run.serve.protocol.elements import Packed
 
 

@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 
 from tauten.core.tensor import TensorSpec
-from tauten.run.serve.call import Buffer, Call
+from tauten.run.serve.call import Call
+from tauten.run.serve.protocol.buffer import Buffer
 from tauten.run.serve.protocol.elements import BytesSpec, Packed, bounds
 
 KEY_BYTES: Final = 16

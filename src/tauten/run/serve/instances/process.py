@@ -22,12 +22,13 @@ import numpy as np
 
 from tauten.core.tensor import Array
 from tauten.errors import EngineError, NotReady, TautenError
-from tauten.run.serve.call import Batch, Buffer, divide
+from tauten.run.serve.call import Batch, divide
 from tauten.run.serve.instance import Done, Instance, InstanceLost
 from tauten.run.serve.instances._process_backoff import Backoff
 from tauten.run.serve.instances._process_child import Child, ProcessSettings, Specs, read_ready, to_fault
 from tauten.run.serve.instances._process_memory import Place, lay_out, make_region, map_region, read_tensor
 from tauten.run.serve.instances._process_wire import BatchMessage, Reply, send
+from tauten.run.serve.protocol.buffer import Buffer
 
 log = logging.getLogger("tauten.serve")
 

@@ -16,8 +16,8 @@ import orjson
 
 from tauten.core.tensor import BATCH, TensorSpec
 from tauten.errors import InputError
-from tauten.run.serve.call import ALONE, Buffer
 from tauten.run.serve.protocol import numbers
+from tauten.run.serve.protocol.buffer import ALONE, Buffer
 from tauten.run.serve.protocol.datatypes import datatype_of, from_bytes, item_bytes, to_bytes
 from tauten.run.serve.protocol.elements import BytesSpec, Packed, pack_elements, unpack_elements
 from tauten.run.serve.protocol.v2 import (

@@ -12,7 +12,8 @@ from collections.abc import Hashable
 from typing import Final
 
 from tauten.run.serve.batch_costs import BatchCosts
-from tauten.run.serve.call import ALONE, Batch, Call
+from tauten.run.serve.call import Batch, Call
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.scheduler import Scheduler
 
 __all__ = ["Continuous"]

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 
 from tauten.core.tensor import Array, TensorSpec
 from tauten.errors import InputError
-from tauten.run.serve.call import ALONE, Buffer
+from tauten.run.serve.protocol.buffer import ALONE, Buffer
 from tauten.run.serve.protocol.datatypes import datatype_of, from_bytes, item_bytes, to_bytes
 from tauten.run.serve.protocol.elements import BYTES, BytesSpec, Packed, pack_elements
 from tauten.run.serve.protocol.grpc.messages import MESSAGES
