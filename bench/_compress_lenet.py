@@ -4,7 +4,7 @@
 ``build/bench``, so that the same command goes on after an interruption; remove that folder to measure anew.
 
 Everything runs on one thread. The last 5,000 training images choose; the others are learned from, each moved by up to
-one pixel in each direction anew at every visit: two of three times in each, and every other time while they are
+one pixel in each direction anew at every visit: two of three times in each, and every other time while LeNet-5 is
 compressed. The dense network is trained by AdamW with a weight decay of 0.01 and a cosine schedule, then
 ``compress.rate`` trains it on with the dense network as a teacher; LeNet-5 first loses half of its channels. The file
 is written by the codec ``arithmetic``, decoded in a fresh process, which builds the network from the shapes in the
@@ -52,11 +52,12 @@ gives. Chosen on the held-out pictures, with another seed."""
 
 @dataclass(frozen=True)
 class Net:
-    """One network: how long the dense one is trained, and the passes that compress it, with their parameters."""
+    """One network: how long the dense one is trained, the passes that compress it, and how pictures move meanwhile."""
 
     epochs: int
     dense_bytes: int
     passes: Mapping[str, Mapping[str, Any]]
+    moves: tuple[int, ...] = FULL
 
 
 RATE: Final = {"prune": 0.6, "levels": 0.55, "learning_rate": 2e-3}
@@ -70,6 +71,7 @@ NETS: Final = {
             "prune.structured": {"ratio": 0.5, "ratios": (("7.weight", 0.6),), "scope": "layer"},
             "compress.rate": {"bytes": 3_510, "epochs": 48, **RATE},
         },
+        MILD,
     ),
 }
 
@@ -99,7 +101,7 @@ def run(name: str, seed: int) -> dict[str, Any]:
     clock = _Clock(CACHE / f"compression-{name}-{seed}-seconds.json", f"{name}, seed {seed}")
     dense = fitted(task, seed)
     module, dense_seconds = build(dense), clock.stop("dense")
-    learnt = replace(dense, train=training(MILD))
+    learnt = replace(dense, train=training(net.moves))
     context = Context(learnt, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
     made = to_model(dense)
     for step, parameters in net.passes.items():
