@@ -140,7 +140,7 @@ class AsyncClient:
                 # The server may have closed it while nobody used it, which is no fault of anybody.
                 answer = await connection.send(request)
         except BaseException:
-            connection.close()
+            connection.abort()
             raise
         self._idle.append(connection)
         return answer

@@ -115,6 +115,15 @@ def test_an_attribute_that_makes_it_run_but_not_right_is_refused() -> None:
     assert "differs" in nets.prover(module, TOKENS).broken(nets.random_removal(coupling, 0))[0]
 
 
+def test_a_kernel_of_one_pixel_says_nothing_of_how_a_network_lies() -> None:
+    image = (TensorSpec(name="input", shape=("batch", 3, 8, 8)),)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    groups = nets.of(module, image).groups
+    place = next(place for place, group in enumerate(groups) if group.name == "0.weight")
+    small = slim(copy.deepcopy(module), Removal(groups, {place: np.array([1, 6])}))
+    assert [tuple(small[index].weight.stride()) for index in (0, 2)] == [(3, 1, 1, 1), (6, 1, 1, 1)]
+
+
 def test_kernels_lie_in_memory_as_they_did() -> None:
     torch.manual_seed(0)
     image = (TensorSpec(name="input", shape=("batch", 1, 8, 8)),)

@@ -87,7 +87,7 @@ def test_weights_leave_the_document_under_the_users_names(pictures: tuple[Model,
     assert set(lowered.weights) == {"constants", "0.weight", "4.weight", "8.weight"}
     assert lowered.layers == {"0.weight": "0", "4.weight": "4", "8.weight": "8"}
     assert lowered.graph == again.graph
-    assert lowered.settings == {"precision": "f32", "batches": [], "rounds_inputs": False}
+    assert lowered.settings == {"precision": "f32", "batches": [], "rounds_inputs": False, "padding": None}
 
 
 @pytest.mark.parametrize("placement", ["products", "everything", "nncf"])

@@ -88,6 +88,8 @@ def _alike(tensor: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 def _slice(tensor: torch.Tensor, gone: Gone) -> torch.Tensor:
     # Kernels whose channels lie side by side in memory lie so again: convolutions on processors are twice as fast.
     last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and tensor.stride(1) == 1
+    # A kernel of one pixel lies so in any network. Where it alone says so, PyTorch 2.13 has crashed in training.
+    last = last and tensor.shape[2:].numel() > 1
     for dim, indices in gone.items():
         kept = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
         tensor = tensor.index_select(dim, torch.from_numpy(kept).to(tensor.device))
