@@ -7,7 +7,7 @@ import random
 import ssl
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from tauten.client.connections import tls_context
 from tauten.client.conversation import Exchange, Pause, Requests, Url, converse, model_path, parameters_of
@@ -18,6 +18,8 @@ from tauten.run.load.client import Address, Answer
 from tauten.run.load.client import Client as Connection
 
 T = TypeVar("T")
+
+_LEAVE_TURNS: Final = 20
 
 
 class AsyncClient:
@@ -91,7 +93,14 @@ class AsyncClient:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-        await asyncio.sleep(0)  # a transport closes in the loop's next turn
+        await asyncio.sleep(0)  # a connection is gone in the loop's next turn; encrypted ones take leave of each other
+        waited = 0
+        while waited < _LEAVE_TURNS and not all(connection.gone for connection in idle):
+            waited += 1
+            await asyncio.sleep(0.01)
+        for connection in idle:
+            connection.abort()
+        await asyncio.sleep(0)
 
     async def __aenter__(self) -> Self:
         return self

@@ -102,6 +102,11 @@ class Client(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    @property
+    def gone(self) -> bool:
+        """Whether there is no connection any more, not even one that is being closed."""
+        return self._transport is None
+
     def abort(self) -> None:
         """Close the connection at once, without what has not been sent, which may never be read."""
         if self._transport is not None:
