@@ -372,7 +372,7 @@ def test_a_client_that_leaves_takes_its_waiting_request_along(serve: Serve, how:
                 if how == "resets":
                     second.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
                 second.close()
-            time.sleep(0.2)  # for the server to see it
+            until(lambda: 'reason="CANCELED",version="1"} 1.0' in ask(server.port, "GET", "/metrics").body.decode())
             engine.gate.set()
             assert read_replies(first, 1)[0].status == 200
         assert ask(server.port, "POST", INFER, BODY).status == 200

@@ -22,6 +22,7 @@ class BatchCosts:
         self._count = [0] * classes
         self._rows = [0.0] * classes  # mean rows of the batches in the class
         self._best = max_rows
+        self._fit = 0.0, 0.0
         self._since = 0
 
     def add(self, rows: int, duration_ns: int) -> None:
@@ -34,7 +35,7 @@ class BatchCosts:
         self._since += 1
         if self._since >= _EXPLORE:
             self._since = 0
-            self._best = self._choose()
+            self._best, self._fit = self._choose(), self.line()
 
     def best_rows(self, waiting: int) -> int:
         """How many of ``waiting`` rows shall run at once: the size that takes least a row, as far as is known.
@@ -81,7 +82,7 @@ class BatchCosts:
         b less the gap. The sum of all waits is less with the wait where ``(m + 1) * gap + m * a < b``. It must be so
         by a millisecond, which is what timers are good for. 0 where nothing is gained.
         """
-        slope, fixed = self.line()
+        slope, fixed = self._fit
         if (calls + 1) * gap_ns + calls * slope + _LEAST_GAIN_NS >= fixed:
             return 0
         return int(min(2 * gap_ns, _LONGEST_WAIT_NS))

@@ -29,7 +29,7 @@ class Call:
 
     What became of it: ``result`` (an array for each of the model's outputs, in the model's order, whose first dimension
     is that of the call) or ``fault``, and then ``answered`` is called with the call, once, in the event loop. After
-    ``cancel`` it is not called any more.
+    ``cancel`` it is not called any more; then ``left`` is, once, where there is one.
 
     When: ``arrived_ns``, ``started_ns`` and ``ended_ns`` are when it came, its batch began to run, and had run.
     ``batch_rows`` is how many rows ran with it, ``why`` the reason for which that batch left when it did.
@@ -49,6 +49,7 @@ class Call:
         "ended_ns",
         "fault",
         "group",
+        "left",
         "parts",
         "priority",
         "result",
@@ -85,12 +86,17 @@ class Call:
         self.cancelled = False
         self.retried = False
         self.parts: Sequence[Call] = ()
+        self.left: Callable[[Call], None] | None = None
         self.result: Sequence[Array] | None = None
         self.fault: Exception | None = None
 
     def cancel(self) -> None:
         """Nobody waits for the answer any more: it leaves before it is computed, where that has not begun."""
+        if self.cancelled:
+            return
         self.cancelled = True
+        if self.left is not None:
+            self.left(self)
         for part in self.parts:
             part.cancel()
 

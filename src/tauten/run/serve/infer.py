@@ -93,6 +93,7 @@ class Infer:
         asked = _Asked(layout, respond, notes.explain, perf_counter_ns())
         call = Call(buffers, layout.shapes, layout.rows, layout.group, self._answer, asked)
         call.arrived_ns = started
+        call.left = self._left
         if layout.priority:
             call.priority = layout.priority
         if layout.timeout_ns:
@@ -122,6 +123,10 @@ class Infer:
         if asked.explain:
             response = _explained(response, call, asked)
         asked.respond(response)
+
+    def _left(self, call: Call) -> None:
+        """The client has gone before it was answered."""
+        self._model.statistics.failed("CANCELED", perf_counter_ns() - call.arrived_ns)
 
     def _response(self, call: Call, layout: Layout) -> Response:
         results = cast("Sequence[Array]", call.result)

@@ -55,14 +55,6 @@ class Pace:
         self._parked.append(parked)
         return parked
 
-    def close(self) -> None:
-        """Say all that is left."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while self._parked:
-            self._parked.popleft().say()
-
     def _tick(self) -> None:
         parked = self._parked
         self._timer = None

@@ -134,7 +134,10 @@ class Continuous(Scheduler):
             self._no_wait -= 1
             return 0
         calls = len(batch.calls)
-        until_ns = batch.calls[0].arrived_ns + self.costs.wait_ns(calls, self._gap_ns)
+        wait_ns = self.costs.wait_ns(calls, self._gap_ns)
+        if not wait_ns and not self._awaited:
+            return 0
+        until_ns = batch.calls[0].arrived_ns + wait_ns
         deadlines = [call.deadline_ns for call in batch.calls if call.deadline_ns]
         if deadlines:
             until_ns = min(until_ns, min(deadlines) - 2 * self.costs.estimate_ns(batch.rows))
