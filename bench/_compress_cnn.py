@@ -92,7 +92,7 @@ def task() -> tauten.Task:
     )
 
 
-CASE: Final = Case("cnn", "bench._compress_cnn", PICTURES, network, task, STEP)
+CASE: Final = Case("cnn", "bench._compress_cnn", PICTURES, network, task, {"compress.rate": STEP})
 
 
 if __name__ == "__main__":

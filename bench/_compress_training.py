@@ -1,7 +1,7 @@
 """One network trained towards a few bytes: the dense one, the compressed one, their written files, and a fresh process.
 
 What a benchmark of trained networks gives is a ``Case``. The dense network is trained by AdamW with a weight decay of
-0.01 and a cosine schedule, then ``compress.rate`` trains it on with the dense network as a teacher. Both are written by
+0.01 and a cosine schedule, then the case's passes train it on with the dense network as a teacher. Both are written by
 the codec ``arithmetic`` and decoded in a fresh process, which builds the network from the shapes in the file, and looks
 at the test images once. All bytes of the file count. Finished seeds are kept in ``build/bench``, and what was begun
 goes on after its last whole epoch.
@@ -16,7 +16,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,8 +46,8 @@ class Case:
     """A network and how it is compressed.
 
     ``network`` builds it, or with the shapes of a file that one. ``program`` is the module that was started: it is
-    started again to look at a file, as ``python -m PROGRAM --evaluate NAME FILE``. ``step`` are parameters of
-    ``compress.rate``.
+    started again to look at a file, as ``python -m PROGRAM --evaluate NAME FILE``. ``passes`` compress it, the last
+    of which is ``compress.rate``, with their parameters; they learn from what ``learnt`` gives, or from the task's own.
     """
 
     name: str
@@ -55,7 +55,8 @@ class Case:
     pictures: Name
     network: Callable[[Shapes | None], nn.Module]
     task: Callable[[], tauten.Task]
-    step: Mapping[str, Any]
+    passes: Mapping[str, Mapping[str, Any]]
+    learnt: Callable[[], Any] | None = None
 
 
 def run(case: Case, seed: int) -> dict[str, Any]:
@@ -68,8 +69,11 @@ def run(case: Case, seed: int) -> dict[str, Any]:
     clock = Clock(CACHE / f"compression-{case.name}-{seed}-seconds.json", f"{case.name}, seed {seed}")
     dense = fitted(task, seed)
     module, dense_seconds = build(dense), clock.stop("dense")
-    context = Context(dense, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
-    made = apply(PASSES.get("compress.rate").from_parameters(case.step), to_model(dense), context)
+    taught = dense if case.learnt is None else replace(dense, train=case.learnt())
+    context = Context(taught, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
+    made = to_model(dense)
+    for name, parameters in case.passes.items():
+        made = apply(PASSES.get(name).from_parameters(parameters), made, context)
     seconds = dense_seconds + clock.stop("compressed")
     arrays, notes = weights_of(made.module), made.history[-1].notes
     coded = _written(case, seed, "coded", arrays)

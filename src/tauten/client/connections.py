@@ -6,12 +6,10 @@ import socket
 import ssl
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any, Final
-
-import httptools
+from typing import Final
 
 from tauten.client.conversation import Url
-from tauten.run.load.client import Answer
+from tauten.run.load.client import Answer, AnswerReader
 
 _READ_BYTES: Final = 256 * 1024
 _JOINED_BYTES: Final = 64 * 1024
@@ -63,7 +61,7 @@ class Connection:
             raise
 
     def _receive(self, opened: socket.socket, end: float) -> Answer:
-        reader = _Reader()
+        reader = AnswerReader()
         while reader.answer is None:
             opened.settimeout(_left_s(end))
             data = opened.recv(_READ_BYTES)
@@ -73,42 +71,6 @@ class Connection:
         if not reader.keep_alive:
             self.close()
         return reader.answer
-
-
-class _Reader:
-    """Makes an answer of the bytes of one response."""
-
-    def __init__(self) -> None:
-        self.answer: Answer | None = None
-        self.keep_alive = False
-        self._parser: Any = httptools.HttpResponseParser(self)
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self._received = 0
-
-    def feed(self, data: bytes) -> None:
-        self._received += len(data)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as fault:
-            raise ConnectionError(f"the answer is no HTTP: {fault}") from None
-
-    def on_message_begin(self) -> None:
-        self._headers, self._body = {}, []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
-
-    def on_body(self, part: bytes) -> None:
-        self._body.append(part)
-
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:
-            return
-        self.keep_alive = self._parser.should_keep_alive()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self.answer = Answer(status, self._headers, body, self._received)
 
 
 def _left_s(end: float) -> float:

@@ -66,6 +66,45 @@ def encode_post(address: Address, path: str, message: Message) -> bytes:
     return b"".join([head.encode("latin-1"), *message.parts])
 
 
+class AnswerReader:
+    """Makes an answer of the bytes of one response; ``keep_alive`` says whether another may follow it."""
+
+    def __init__(self) -> None:
+        self.answer: Answer | None = None
+        self.keep_alive = False
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._received = 0
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes. Raises ``ConnectionError`` where they are no HTTP."""
+        self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as fault:
+            raise ConnectionError(f"the answer is no HTTP: {fault}") from None
+
+    # The parser's calls.
+
+    def on_message_begin(self) -> None:
+        self._headers, self._body = {}, []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_body(self, part: bytes) -> None:
+        self._body.append(part)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        self.keep_alive = self._parser.should_keep_alive()
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self.answer = Answer(status, self._headers, body, self._received)
+
+
 class Client(asyncio.Protocol):
     """Sends whole requests to ``address``; connects when needed, again where the server closed. ``tls`` encrypts."""
 
@@ -82,7 +121,6 @@ class Client(asyncio.Protocol):
             await self._loop.create_connection(lambda: self, self._address.host, self._address.port, ssl=self._tls)
         transport = cast("asyncio.Transport", self._transport)
         self._answer = self._loop.create_future()
-        self._received = 0
         transport.write(request)
         try:
             return await self._answer
@@ -114,38 +152,27 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._parser: Any = httptools.HttpResponseParser(self)
+        self._reader = AnswerReader()
 
     def connection_lost(self, fault: Exception | None) -> None:
         self._transport = None
         self._fail(ConnectionResetError("the server closed the connection before it had answered"))
 
     def data_received(self, data: bytes) -> None:
-        self._received += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as fault:
-            self._fail(ConnectionError(f"the answer is no HTTP: {fault}"))
+            self._reader.feed(data)
+        except ConnectionError as fault:
+            self._fail(fault)
             self.close()
-
-    def on_message_begin(self) -> None:
-        self._headers: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
-
-    def on_body(self, part: bytes) -> None:
-        self._body.append(part)
-
-    def on_message_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:
             return
-        if not self._parser.should_keep_alive():
+        answer = self._reader.answer
+        if answer is None:
+            return
+        if not self._reader.keep_alive:
             self.close()
+        self._reader = AnswerReader()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result(Answer(status, self._headers, b"".join(self._body), self._received))
+            self._answer.set_result(answer)
 
     def _fail(self, fault: OSError) -> None:
         if self._answer is not None and not self._answer.done():
