@@ -35,9 +35,10 @@ def test_slow_clients_are_not_felt_by_others(model: Served) -> None:
 
 
 def test_an_overloaded_server_goes_on_answering_and_recovers(model: Served) -> None:
-    counts = held.overload(model, times=5.0, seconds=3.0, connections=600)
+    counts = held.overload(model, connections=600, seconds=1.0, rounds=1)
     assert counts["overload_goodput_ratio"] > 0.2  # the figure itself is the benchmark's
     assert counts["overload_recovered_ratio"] > 0.2
+    assert counts["overload_refused"] > 0
 
 
 def test_memory_does_not_grow_with_work(model: Served) -> None:
