@@ -18,9 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
+from threading import Event, Thread
 from typing import Any, Final
 
 from bench.serving.generator import load
@@ -87,34 +88,47 @@ def malformed(model: Served, count: int = 100_000, seed: int = 0) -> dict[str, A
     }
 
 
-def killed(model: Served, kills: int = 20, every_s: float = 1.5) -> dict[str, Any]:
+def killed(model: Served, kills: int = 20, every_s: float = 3.0) -> dict[str, Any]:
     """Worker processes are killed under load: every request is answered, and the service comes back by itself."""
     requests = write_requests(FOLDER / "requests" / "held.bin", [good_request(model)])
-    done: list[int] = []
     with serving(model, "--workers", "2") as running:
-        child = os.fork()
-        if not child:
-            _kill_workers(running, kills, every_s)
-        told = load(running.port, requests, 8, kills * every_s + 1.0, 0.5, wait=True)
-        _, code = os.waitpid(child, 0)
-        done.append(os.waitstatus_to_exitcode(code))
+        killer = _Killer(running, every_s)
+        killer.start()
+        told = load(running.port, requests, 8, kills * every_s + every_s / 2, 0.5, wait=True)
+        killer.stop()
         status, _, _ = exchange(running.port, good_request(model))
     lost = sum(told["errors"].values())
-    if done != [0] or lost or status != 200:
-        raise AssertionError(f"killed {kills} workers: {done}, lost {told['errors']}, then {status}")
-    return {"killed_workers": kills, "killed_answered": told["right"], "lost": lost, "killed_p99_ms": told["p99_ms"]}
+    if not killer.count or lost or status != 200:
+        raise AssertionError(f"killed {killer.count} workers: lost {told['errors']}, then {status}")
+    return {
+        "killed_workers": killer.count,
+        "killed_answered": told["right"],
+        "lost": lost,
+        "killed_p99_ms": told["p99_ms"],
+    }
 
 
-def _kill_workers(running: Running, kills: int, every_s: float) -> None:
-    """In a process of its own: kill a worker now and then, which are the server's children, and end."""
-    try:
-        for _ in range(kills):
-            time.sleep(every_s)
-            workers = running.pids()[1:]
-            os.kill(Random().choice(workers), signal.SIGKILL)
-    except BaseException:  # noqa: BLE001 - the parent is told by the code
-        os._exit(1)
-    os._exit(0)
+class _Killer(Thread):
+    """Kills one of a server's workers, which are its children, every so often."""
+
+    def __init__(self, running: Running, every_s: float) -> None:
+        super().__init__()
+        self.count = 0
+        self._running = running
+        self._every_s = every_s
+        self._ended = Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(self._every_s):
+            workers = self._running.pids()[1:]
+            if workers:
+                with suppress(ProcessLookupError):
+                    os.kill(Random().choice(workers), signal.SIGKILL)
+                    self.count += 1
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
 
 
 def slow(model: Served, connections: int = 10_000, trickling: int = 500, seconds: float = 5.0) -> dict[str, Any]:
