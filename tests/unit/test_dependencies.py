@@ -54,7 +54,7 @@ def test_every_import_is_asked_for() -> None:
 def test_the_running_half_needs_the_base_install_alone() -> None:
     rooms = ("tauten.errors", "tauten.core", "tauten.codecs", "tauten.artifact", "tauten.run")
     late = {f"tauten.run.engines.{name}" for name in ("_operations", "eager", "executorch", "inductor", "openvino")}
-    late |= {f"tauten.run.serve.{name}" for name in ("around.traced", "cache.redis")}
+    late |= {f"tauten.run.serve.{name}" for name in ("around.spans", "cache.redis")}
     found = missing(declared(PROJECT["dependencies"]), rooms)
     grpc = ("tauten.run.serve.grpc_", "tauten.run.serve.protocol.grpc.")
     assert {

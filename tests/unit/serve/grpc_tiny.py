@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 
 from tauten.run.engines.engine import Engine
+from tauten.run.serve.around import Around
 from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.grpc_server import GrpcServer
 from tauten.run.serve.manager import Manager
@@ -58,7 +59,8 @@ def running_grpc(
     chosen = ServeSettings(**{"grpc_port": 0, "instances": 1, **settings})
     repository = Repository(models)
     manager = Manager(repository, chosen, lambda model: model.start(chosen), catalog)
-    server = GrpcServer(repository, chosen, "0", manager)
+    around = Around(chosen)
+    server = GrpcServer(repository, chosen, "0", manager, around.spans)
 
     async def start() -> None:
         for model in models:
@@ -68,6 +70,7 @@ def running_grpc(
     async def stop() -> None:
         await server.stop()
         await manager.close()
+        around.close()
         for model in repository:
             model.stop()
 

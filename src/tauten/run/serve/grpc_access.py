@@ -2,55 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from time import perf_counter_ns
-from typing import Any, Final
+from typing import Final
 
-import grpc
-
-from tauten.run.serve.around.access_log import GIVEN, HEADER, log
-from tauten.run.serve.grpc_rpcs import Handle
+from tauten.run.serve.around.access_log import GIVEN, HEADER, LONGEST_PATH, computed, log
+from tauten.run.serve.grpc_rpcs import Handle, Rpc
 
 _HEADER: Final = HEADER.decode("ascii").lower()
-_NAMES: Final = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 def logged(path: str, handle: Handle) -> Handle:
     """``handle``, with a line in the log when it has answered. An RPC keeps the id that ``x-request-id`` gives it."""
 
-    async def around(requests: Any, context: Any) -> bytes | None:
+    async def around(rpc: Rpc) -> bytes | None:
         started_ns = perf_counter_ns()
-        request_id = _id_of(context)
-        context.set_trailing_metadata(((_HEADER, request_id),))
-        status, sent = "OK", 0
+        request_id = _id_of(rpc)
+        rpc.context.set_trailing_metadata(((_HEADER, request_id),))
+        failed: BaseException | None = None
         try:
-            response = await handle(requests, context)
-            sent = len(response or b"")
-            return response
-        except asyncio.CancelledError:
-            status = "CANCELLED"
-            raise
-        except Exception:
-            code = context.code()
-            status = _NAMES.get(getattr(code, "value", (code,))[0], "UNKNOWN")
+            return await handle(rpc)
+        except BaseException as fault:
+            failed = fault
             raise
         finally:
             fields: dict[str, object] = {
                 "request_id": request_id,
                 "method": "gRPC",
-                "path": path,
-                "status": status,
+                "path": path[:LONGEST_PATH],
+                "status": rpc.status(failed),
                 "duration_ms": round((perf_counter_ns() - started_ns) * 1e-6, 3),
-                "sent_bytes": sent,
+                "received_bytes": rpc.received_bytes,
+                "sent_bytes": rpc.sent_bytes,
             }
+            if rpc.call is not None and not rpc.streams:  # a stream has many
+                fields.update(computed(rpc.call))
             log.info("%(method)s %(path)s %(status)s %(duration_ms)g ms", fields, extra={"fields": fields})
 
     return around
 
 
-def _id_of(context: Any) -> str:
-    for name, value in context.invocation_metadata() or ():
+def _id_of(rpc: Rpc) -> str:
+    for name, value in rpc.metadata:
         if name == _HEADER and isinstance(value, str) and GIVEN.fullmatch(value.encode()):
             return value
     return secrets.token_hex(8)

@@ -17,16 +17,19 @@ from grpc.aio import EOF
 from tauten.core.tensor import Array
 from tauten.errors import EngineError, NotReady, Overloaded, TautenError
 from tauten.run.serve.call import Call
+from tauten.run.serve.grpc_rpcs import Rpc
 from tauten.run.serve.infer import EXPLAIN, count_answered, explanation, reason_of
 from tauten.run.serve.model import ServedModel
+from tauten.run.serve.pace import Pace
 from tauten.run.serve.protocol.grpc.codec import (
     Asked,
     Decoder,
-    encode_response,
+    Encoder,
     encode_streamed,
     encode_streamed_fault,
     parse_request,
 )
+from tauten.run.serve.protocol.grpc.seen import SeenRequests, cut
 from tauten.run.serve.protocol.grpc.status import DeadlineExceeded, details_of
 from tauten.run.serve.repository import Repository
 
@@ -35,6 +38,9 @@ log = logging.getLogger("tauten.serve")
 STREAM_DEPTH: Final = 64
 """Requests of one stream that are under way at once; further ones are read when the first of these is answered."""
 
+REFUSALS_A_SECOND: Final = 100
+"""A tenth of those over HTTP: a refusal costs gRPC's library ten times as much."""
+
 _EXPLAIN: Final = EXPLAIN.lower()
 _FINAL: Final = "triton_final_response"
 
@@ -42,7 +48,9 @@ _FINAL: Final = "triton_final_response"
 class _Pending(NamedTuple):
     """A request that was handed on. ``limit_ns`` is when its own deadline passes, 0 for none."""
 
+    rpc: Rpc
     model: ServedModel
+    encode: Encoder
     call: Call
     asked: Asked
     id: str
@@ -57,28 +65,33 @@ class GrpcInfer:
     def __init__(self, repository: Repository, *, exact: bool = False) -> None:
         self._repository = repository
         self._exact = exact
-        self._decoders: WeakKeyDictionary[ServedModel, Decoder] = WeakKeyDictionary()
+        self._pace = Pace(asyncio.get_running_loop(), rate=REFUSALS_A_SECOND)
+        self._seen = SeenRequests()
+        self._ways: WeakKeyDictionary[ServedModel, tuple[Decoder, Encoder]] = WeakKeyDictionary()
 
-    async def infer(self, data: bytes, context: Any) -> bytes:
+    async def infer(self, data: bytes, rpc: Rpc) -> bytes:
         """The answer to one request. Raises its fault; cancelling it cancels the call."""
-        pending = self._submit(data, context)
-        return await self._finish(pending, explain=_explains(context))
+        try:
+            return await self._finish(self._submit(data, rpc), explain=_explains(rpc))
+        except Overloaded:
+            await self._pace.turn()
+            raise
 
-    async def stream(self, context: Any, stopping: asyncio.Event) -> None:
+    async def stream(self, rpc: Rpc, stopping: asyncio.Event) -> None:
         """Answer the requests of one stream, in order, until it ends.
 
         A request that fails is answered with its message in ``error_message``, and the stream goes on. Where the server
         is ``stopping``, what has been read is answered, and then ``NotReady`` is raised.
         """
-        explain = _explains(context)
+        explain = _explains(rpc)
         places = asyncio.Semaphore(STREAM_DEPTH)
         waiting: asyncio.Queue[_Pending | TautenError | None] = asyncio.Queue()
-        reader = asyncio.create_task(self._read(context, places, waiting))
+        reader = asyncio.create_task(self._read(rpc, places, waiting))
         stopper = asyncio.create_task(_cancel_when(stopping, reader))
         reader.add_done_callback(lambda task: waiting.put_nowait(None))
         try:
             while (item := await waiting.get()) is not None:
-                await context.write(await self._streamed(item, explain=explain))
+                await rpc.write(await self._streamed(item, explain=explain))
                 places.release()
             if reader.cancelled():
                 raise NotReady("the server is stopping")
@@ -91,18 +104,24 @@ class GrpcInfer:
                     self._given_up(left)
 
     async def _read(
-        self, context: Any, places: asyncio.Semaphore, waiting: asyncio.Queue[_Pending | TautenError | None]
+        self, rpc: Rpc, places: asyncio.Semaphore, waiting: asyncio.Queue[_Pending | TautenError | None]
     ) -> None:
-        """Hand on the requests of a stream as they come. Between its waits it holds none."""
+        """Hand on the requests of a stream as they come. Between its waits it holds none.
+
+        One that is refused is told so at once, and the next is read when a refusal may be said: a client that finds its
+        stream full sends no faster.
+        """
         while True:
             await places.acquire()
-            data = await context.read()
+            data = await rpc.read()
             if data is EOF:
                 return
             try:
-                waiting.put_nowait(self._submit(data, context))
+                waiting.put_nowait(self._submit(data, rpc))
             except TautenError as fault:
                 waiting.put_nowait(fault)
+                if isinstance(fault, Overloaded):
+                    await self._pace.turn()
 
     async def _streamed(self, item: _Pending | TautenError, *, explain: bool) -> bytes:
         try:
@@ -112,31 +131,47 @@ class GrpcInfer:
         except TautenError as fault:
             return encode_streamed_fault(details_of(fault), item.id if isinstance(item, _Pending) else "")
 
-    def _submit(self, data: bytes, context: Any) -> _Pending:
-        """Decode a request and hand it on. Raises ``NotFound``, ``InputError`` and ``Overloaded``."""
+    def _submit(self, data: bytes, rpc: Rpc) -> _Pending:
+        """Decode a request and hand it on. Raises ``NotFound``, ``NotReady``, ``InputError`` and ``Overloaded``."""
         started = perf_counter_ns()
-        message, raw = parse_request(data)
-        model = self._repository.find(message.model_name, message.model_version or None)
+        seen = self._seen.find(data)
+        message: Any = None
+        if seen is None:
+            message, raw = parse_request(data)
+            model = self._repository.find(message.model_name, message.model_version or None)
+        else:
+            model = self._repository.find(seen.name, seen.version or None)
         try:
             if model.full:  # before it costs anything more
                 raise Overloaded("the queue is full: try again later")
-            decode = self._decoders.get(model)
-            if decode is None:
-                decode = self._decoders[model] = Decoder(model.inputs, model.outputs, batches=not self._exact)
-            asked = decode(message, raw)
+            way = self._ways.get(model)
+            if way is None:
+                way = self._ways[model] = (
+                    Decoder(model.inputs, model.outputs, batches=not self._exact),
+                    Encoder(model.name, model.version, model.outputs),
+                )
+            decode, encode = way
+            if seen is not None and seen.decoder is decode:
+                asked = seen.asked
+                buffers = decode.again(asked, cut(data, seen.cuts))
+            else:
+                if message is None:  # another model has that name by now
+                    message, raw = parse_request(data)
+                asked, buffers = decode(message, raw)
+                self._seen.learn(data, message, decode, asked)
         except TautenError as fault:
             model.statistics.failed(reason_of(fault), perf_counter_ns() - started)
             raise
         answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        call = Call(asked.buffers, asked.shapes, asked.rows, asked.group, _settle, answered)
+        call = rpc.call = Call(buffers, asked.shapes, asked.rows, asked.group, _settle, answered)
         call.arrived_ns = started
         call.priority = asked.priority
-        limits = [started + asked.timeout_ns] if asked.timeout_ns else []
-        remaining_s = context.time_remaining()
-        if remaining_s is not None and remaining_s < 1e6:
-            limits.append(started + int(remaining_s * 1e9))
-        call.deadline_ns = min(limits, default=0)
-        pending = _Pending(model, call, asked, message.id, answered, perf_counter_ns(), call.deadline_ns)
+        deadline_ns = rpc.deadline_ns(started)
+        if asked.timeout_ns and not 0 < deadline_ns <= started + asked.timeout_ns:
+            deadline_ns = started + asked.timeout_ns
+        call.deadline_ns = deadline_ns
+        request_id = "" if message is None else message.id
+        pending = _Pending(rpc, model, encode, call, asked, request_id, answered, perf_counter_ns(), deadline_ns)
         model.submit(call)
         return pending
 
@@ -151,11 +186,7 @@ class GrpcInfer:
             parameters: dict[str, bool | int | str] = _explanation(pending) if explain else {}
             if in_stream and asked.wants_final:
                 parameters[_FINAL] = True
-            results = dict(
-                zip((spec.name for spec in model.outputs), cast("Sequence[Array]", call.result), strict=True)
-            )
-            outputs = [(name, results[name]) for name in asked.outputs]
-            data = encode_response(model.name, model.version, pending.id, outputs, parameters)
+            data = pending.encode(asked, cast("Sequence[Array]", call.result), pending.id, parameters)
         except asyncio.CancelledError:
             self._given_up(pending)
             raise
@@ -167,6 +198,9 @@ class GrpcInfer:
             if isinstance(fault, Overloaded | NotReady) and 0 < pending.limit_ns <= ended:
                 raise DeadlineExceeded(f"the request's own deadline has passed: {fault}") from fault
             raise
+        finally:
+            if pending.rpc.answered is not None and not call.cancelled:
+                pending.rpc.answered(call)
         count_answered(statistics, call, pending.decoded_ns)
         return data
 
@@ -183,8 +217,8 @@ def _settle(call: Call) -> None:
         answered.set_result(None)
 
 
-def _explains(context: Any) -> bool:
-    return any(name == _EXPLAIN for name, _ in context.invocation_metadata() or ())
+def _explains(rpc: Rpc) -> bool:
+    return any(name == _EXPLAIN for name, _ in rpc.metadata)
 
 
 def _explanation(pending: _Pending) -> dict[str, bool | int | str]:

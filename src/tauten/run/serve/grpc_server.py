@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from grpc import aio
@@ -19,7 +20,7 @@ from grpc import aio
 from tauten.errors import ServeError
 from tauten.run.serve.grpc_endpoints import GrpcEndpoints
 from tauten.run.serve.grpc_infer import GrpcInfer
-from tauten.run.serve.grpc_rpcs import Router, Rpcs, Stream, Unary
+from tauten.run.serve.grpc_rpcs import Around, Router, Rpc, Rpcs, Stream, Unary
 from tauten.run.serve.grpc_services import Health, Reflection
 from tauten.run.serve.manager import Manager
 from tauten.run.serve.protocol.grpc.messages import HEALTH, INFERENCE, REFLECTIONS
@@ -27,6 +28,9 @@ from tauten.run.serve.protocol.limits import Limits
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.settings import Security, ServeSettings
 from tauten.run.serve.tls import server_context
+
+if TYPE_CHECKING:
+    from tauten.run.serve.around.spans import Spans
 
 log = logging.getLogger("tauten.serve")
 
@@ -40,14 +44,14 @@ _OPEN: Final = frozenset(
     {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"}
     | {f"/{INFERENCE.service_name}/{name}" for name in ("ServerLive", "ServerReady")}
 )
-"""Where no token is asked for: those who look whether a server is well have none."""
+"""Where no token is asked for, and no span made: those who look whether a server is well have none, and look often."""
 
 
 class GrpcServer:
     """Serves the models of a repository, which somebody else starts and stops, at the settings' ``grpc_port``.
 
-    Who may ask, over what, and how much one may cost are as for HTTP. Raises ``ConfigError`` for a certificate that
-    cannot be read.
+    Who may ask, over what, how much one may cost and what is told of it are as for HTTP; ``spans`` makes the traces.
+    Raises ``ConfigError`` for a certificate that cannot be read.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class GrpcServer:
         settings: ServeSettings,
         version: str,
         manager: Manager,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans
         self._repository = repository
         self._settings = settings
         self._version = version
@@ -76,8 +82,9 @@ class GrpcServer:
     async def start(self) -> None:
         """Open the port. Raises ``ServeError`` where that cannot be."""
         rpcs = Rpcs(self._settings.limits.receive_s)
-        router = self._router(rpcs)
-        router.add(*self._methods(rpcs))
+        unary, streams = self._methods(rpcs)
+        router = Router(rpcs, self._settings.security.token, _OPEN, self._around(frozenset((*unary, *streams))))
+        router.add(unary, streams)
         server = aio.server(handlers=[router], options=_options(self._settings.limits, self._settings.fronts > 1))
         host, port = self._settings.host, self._settings.grpc_port or 0
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -111,13 +118,18 @@ class GrpcServer:
             log.warning("cut %d RPCs that had not finished within %g s", cut, drain_s)
         return cut
 
-    def _router(self, rpcs: Rpcs) -> Router:
-        token = self._settings.security.token
-        if not self._settings.observing.access_log:
-            return Router(rpcs, token, _OPEN)
-        from tauten.run.serve.grpc_access import logged
+    def _around(self, paths: frozenset[str]) -> Around:
+        """What stands around all that answers at ``paths`` and refuses at others."""
+        arounds: list[Around] = []
+        if self._spans is not None:
+            from tauten.run.serve.grpc_traced import traced
 
-        return Router(rpcs, token, _OPEN, logged)
+            arounds.append(traced(self._spans, paths, _OPEN))
+        if self._settings.observing.access_log:
+            from tauten.run.serve.grpc_access import logged
+
+            arounds.append(logged)
+        return lambda path, handle: reduce(lambda inner, around: around(path, inner), arounds, handle)
 
     def _methods(self, rpcs: Rpcs) -> tuple[dict[str, Unary], dict[str, Stream]]:
         """What answers, by path: single messages, and streams."""
@@ -129,9 +141,9 @@ class GrpcServer:
         ours = f"/{INFERENCE.service_name}/"
         unary: dict[str, Unary] = {ours + name: _at_once(answer) for name, answer in endpoints.at_once.items()}
         unary[ours + "ModelInfer"] = infer.infer
-        unary[ours + "RepositoryIndex"] = lambda data, context: endpoints.index(data)
-        unary[ours + "RepositoryModelLoad"] = lambda data, context: endpoints.load(data)
-        unary[ours + "RepositoryModelUnload"] = lambda data, context: endpoints.unload(data)
+        unary[ours + "RepositoryIndex"] = lambda data, rpc: endpoints.index(data)
+        unary[ours + "RepositoryModelLoad"] = lambda data, rpc: endpoints.load(data)
+        unary[ours + "RepositoryModelUnload"] = lambda data, rpc: endpoints.unload(data)
         unary[f"/{HEALTH.service_name}/Check"] = _at_once(health.check)
         streams: dict[str, Stream] = {
             ours + "ModelStreamInfer": infer.stream,
@@ -152,7 +164,7 @@ def _credentials(security: Security) -> Any:
 
 
 def _at_once(answer: Any) -> Unary:
-    async def respond(data: bytes, context: Any) -> bytes:
+    async def respond(data: bytes, rpc: Rpc) -> bytes:
         found: bytes = answer(data)
         return found
 

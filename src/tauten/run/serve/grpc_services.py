@@ -10,6 +10,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc.aio import EOF
 
 from tauten.errors import NotFound
+from tauten.run.serve.grpc_rpcs import Rpc
 from tauten.run.serve.protocol.grpc.codec import parse
 from tauten.run.serve.protocol.grpc.messages import MESSAGES
 from tauten.run.serve.protocol.grpc.schema import Schema
@@ -35,16 +36,16 @@ class Health:
             raise NotFound(f"no service or model named {service!r:.80}")
         return _serialized(_STATUS(status=status))
 
-    async def watch(self, context: Any, stopping: asyncio.Event) -> None:
+    async def watch(self, rpc: Rpc, stopping: asyncio.Event) -> None:
         """Tell the status, and each change of it, until the server is ``stopping``."""
-        if (data := await context.read()) is EOF:
+        if (data := await rpc.read()) is EOF:
             return
         service = parse(_CHECK, data).service
         told = None
         while True:
             status = self._status(service)
             if status != told:
-                await context.write(_serialized(_STATUS(status=status)))
+                await rpc.write(_serialized(_STATUS(status=status)))
                 told = status
             if stopping.is_set():
                 return
@@ -67,10 +68,10 @@ class Reflection:
         self._response = MESSAGES.of(f"{schema.package}.ServerReflectionResponse")
         self._services = sorted(services)
 
-    async def stream(self, context: Any, stopping: asyncio.Event) -> None:
+    async def stream(self, rpc: Rpc, stopping: asyncio.Event) -> None:
         """Answer one stream of questions."""
-        while (data := await context.read()) is not EOF and not stopping.is_set():
-            await context.write(self.answer(data))
+        while (data := await rpc.read()) is not EOF and not stopping.is_set():
+            await rpc.write(self.answer(data))
 
     def answer(self, data: bytes) -> bytes:
         """The answer to one question; what is not there is an answer as well."""

@@ -55,6 +55,16 @@ class Pace:
         self._parked.append(parked)
         return parked
 
+    async def turn(self) -> None:
+        """Wait until a refusal may be said. Who is cancelled meanwhile takes nobody's place."""
+        told = self._loop.create_future()
+        parked = self.refuse(lambda: told.set_result(None))
+        try:
+            await told
+        finally:
+            if parked is not None:
+                parked.cancel()
+
     def _tick(self) -> None:
         parked = self._parked
         self._timer = None

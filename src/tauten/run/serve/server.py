@@ -11,10 +11,10 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from tauten.errors import ConfigError, ExtraMissing, ServeError
-from tauten.run.serve.around import surround
+from tauten.run.serve.around import Around
 from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.checks import thread_warnings
 from tauten.run.serve.endpoints import Endpoints
@@ -32,11 +32,14 @@ if TYPE_CHECKING:
     from tauten.run.serve.cache.opened import Cache
     from tauten.run.serve.fronts import Front
     from tauten.run.serve.grpc_server import GrpcServer
-    from tauten.run.serve.siblings import Siblings
+    from tauten.run.serve.together import Together
 
 T = TypeVar("T")
 
 log = logging.getLogger("tauten.serve")
+
+_ACCEPT_TURNS: Final = 8
+"""Turns of the event loop until a connection that waits to be accepted is open."""
 
 
 class Server:
@@ -68,13 +71,14 @@ class Server:
         if not self._repository.names and not self.manager.managed:
             raise ConfigError("expected at least one model to serve, got none")
         self._endpoints = Endpoints(self._repository, self.manager, version("tauten"), self.settings)
-        self._handler, self._end_of_handler = surround(self._endpoints, self.settings)
+        self._around = Around(self.settings)
+        self._handler = self._around.http(self._endpoints)
         self._tls = tls(self.settings.security)
         self._front = front
-        self._siblings: Siblings | None = None
+        self._together: Together | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._cache: Cache | None = None
-        self._grpc = _grpc_server(self._repository, self.settings, self.manager)
+        self._grpc = _grpc_server(self._repository, self.settings, self.manager, self._around)
         self._listener: asyncio.Server | None = None
         self._connections: Connections | None = None
 
@@ -142,6 +146,8 @@ class Server:
             await self._join(self._front)
         self._warn()
         await self.manager.start()
+        if self._together is not None and self._front is not None and self._front.again:
+            await self._together.agree()
         if self.settings.watch_s is not None:
             self._begin(self.manager.watch(self.settings.watch_s))
 
@@ -158,6 +164,8 @@ class Server:
         if self._listener is None or self._connections is None:
             return 0
         self._endpoints.draining = True
+        for _ in range(_ACCEPT_TURNS):
+            await asyncio.sleep(0)  # clients that the system has taken already are no refused ones
         self._listener.close()
         draining = asyncio.ensure_future(self._connections.drain(self.settings.drain_s))
         calls_cut = 0 if self._grpc is None else await self._grpc.stop()
@@ -166,9 +174,9 @@ class Server:
             task.cancel()
         await self.manager.close()
         await self._stop_models()
-        if self._siblings is not None:
-            await self._siblings.stop()
-        await asyncio.to_thread(self._end_of_handler)
+        if self._together is not None:
+            await self._together.stop()
+        await asyncio.to_thread(self._around.close)
         self._listener = self._connections = None
         self._endpoints.draining = False
         if cut:
@@ -192,11 +200,18 @@ class Server:
         return str(infos[0][4][0])
 
     async def _join(self, front: Front) -> None:
-        """Tell the others who share the port, and gather from them, what ``/metrics`` says."""
+        """Be one of those who share the port, and answer for all of them."""
         from tauten.run.serve.siblings import Siblings
+        from tauten.run.serve.together import Together
 
-        self._siblings = Siblings(front.index, front.count, front.folder)
-        await self._siblings.start(self._endpoints.share_metrics(self._siblings.metrics))
+        endpoints = self._endpoints
+        siblings = Siblings(front.index, front.count, front.folder)
+        together = Together(
+            siblings, self._repository, self.manager, endpoints.metrics_here, lambda: endpoints.draining
+        )
+        await together.start()
+        self.manager.together = self._together = together
+        endpoints.join(together)
 
     def _warn(self) -> None:
         """Tell of what will make calls wait for each other."""
@@ -224,7 +239,9 @@ class Server:
             self._cache = None
 
 
-def _grpc_server(repository: Repository, settings: ServeSettings, manager: Manager) -> GrpcServer | None:
+def _grpc_server(
+    repository: Repository, settings: ServeSettings, manager: Manager, around: Around
+) -> GrpcServer | None:
     """What serves gRPC, where that is asked for. Raises ``ExtraMissing`` where it is and the extra is not installed."""
     if settings.grpc_port is None:
         return None
@@ -234,7 +251,7 @@ def _grpc_server(repository: Repository, settings: ServeSettings, manager: Manag
         if (fault.name or "").partition(".")[0] not in ("grpc", "google"):
             raise
         raise ExtraMissing(f"gRPC ({fault.name} is not installed)", "grpc") from None
-    return GrpcServer(repository, settings, version("tauten"), manager)
+    return GrpcServer(repository, settings, version("tauten"), manager, around.spans)
 
 
 def tls(security: Security) -> ssl.SSLContext | None:

@@ -16,6 +16,10 @@ log = logging.getLogger("tauten.access")
 
 HEADER: Final = b"X-Request-Id"
 GIVEN: Final = re.compile(rb"[A-Za-z0-9_.:+/=-]{1,128}")
+"""The ids that a client may give its requests."""
+
+LONGEST_PATH: Final = 500
+"""Characters of a path that are told; a client may send any."""
 
 
 class AccessLog:
@@ -66,14 +70,19 @@ class _Entry:
         fields: dict[str, object] = {
             "request_id": self.id.decode("ascii"),
             "method": head.method.decode("latin-1"),
-            "path": head.target.decode("latin-1")[:500],
+            "path": head.target.decode("latin-1")[:LONGEST_PATH],
             "status": status,
             "duration_ms": round((perf_counter_ns() - self.started_ns) * 1e-6, 3),
             "received_bytes": len(self.request.body),
             "sent_bytes": sent,
         }
-        call = self.ticket
-        if isinstance(call, Call) and call.ended_ns:
-            fields["batch_rows"] = call.batch_rows
-            fields["compute_ms"] = round((call.ended_ns - call.started_ns) * 1e-6, 3)
+        if isinstance(self.ticket, Call):
+            fields.update(computed(self.ticket))
         log.info("%(method)s %(path)s %(status)d %(duration_ms)g ms", fields, extra={"fields": fields})
+
+
+def computed(call: Call) -> dict[str, object]:
+    """What a line tells of a request's computing; nothing where it did not come to that."""
+    if not call.ended_ns:
+        return {}
+    return {"batch_rows": call.batch_rows, "compute_ms": round((call.ended_ns - call.started_ns) * 1e-6, 3)}

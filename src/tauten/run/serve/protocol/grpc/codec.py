@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -52,6 +53,7 @@ _CONTENTS: Final = {
 _RAW_INPUT: Final = 7 << 3 | 2
 _RAW_OUTPUT: Final = 6 << 3 | 2
 _STREAMED_RESPONSE: Final = 2 << 3 | 2
+_NOTED: Final = 16
 
 
 def parse(kind: Any, data: bytes) -> Any:
@@ -67,19 +69,40 @@ def parse(kind: Any, data: bytes) -> Any:
 def parse_request(data: bytes) -> tuple[Any, Sequence[Raw]]:
     """A ``ModelInferRequest`` and its raw tensors. Raises ``InputError`` where ``data`` is none."""
     if len(data) >= VIEWS_FROM_BYTES:
-        apart = split_raw(data)
-        if apart is not None:
-            return parse(REQUEST, apart[0]), apart[1]
+        fields = raw_fields(data)
+        if fields is not None:
+            rest, raw = split_raw(data, fields)
+            return parse(REQUEST, rest), raw
     message = parse(REQUEST, data)
     return message, message.raw_input_contents
 
 
-def split_raw(data: bytes) -> tuple[bytes, list[memoryview]] | None:
-    """A request's message without its raw tensors, and views of these; ``None`` where ``data`` is not plain."""
+class RawField(NamedTuple):
+    """Where one raw tensor lies in a request: its tag, and begin and end of its bytes."""
+
+    tag: int
+    begin: int
+    end: int
+
+
+def split_raw(data: bytes, fields: Iterable[RawField]) -> tuple[bytes, list[memoryview]]:
+    """A request's message without its raw tensors, and views of these."""
     view = memoryview(data)
     rest: list[memoryview] = []
     raw: list[memoryview] = []
-    at = kept = 0
+    kept = 0
+    for tag, begin, end in fields:
+        raw.append(view[begin:end])
+        rest.append(view[kept:tag])
+        kept = end
+    rest.append(view[kept:])
+    return b"".join(rest), raw
+
+
+def raw_fields(data: bytes) -> Sequence[RawField] | None:
+    """The raw tensors of a request; ``None`` where ``data`` is not plain."""
+    found: list[RawField] = []
+    at = 0
     while at < len(data):
         begin = at
         tag, at = _varint(data, at)
@@ -87,35 +110,33 @@ def split_raw(data: bytes) -> tuple[bytes, list[memoryview]] | None:
             size, at = _varint(data, at)
             at += size
             if tag == _RAW_INPUT:
-                raw.append(view[at - size : at])
-                rest.append(view[kept:begin])
-                kept = at
+                found.append(RawField(begin, at - size, at))
         elif tag & 7 == 0:
             _, at = _varint(data, at)
         else:
             return None  # a field that the protocol does not have: protobuf itself shall judge
-    if at != len(data):
-        return None
-    rest.append(view[kept:])
-    return b"".join(rest), raw
+    return found if at == len(data) else None
 
 
 @dataclass(slots=True)
 class Asked:
-    """What a request says: a buffer of elements and a shape for each of the model's inputs, in the model's order.
+    """What a request says beside its numbers.
 
-    Requests of one ``group`` fit into one batch. ``outputs`` are the names that are asked for, in order.
+    ``shapes`` are in the order of the model's inputs, and ``order`` is which of the message's inputs each of these is.
+    Requests of one ``group`` fit into one batch. ``outputs`` are the places of those that are asked for, in order.
+    A client that ``wants_final`` wants to be told, in a stream, which answer to a request is the last. ``answers`` is
+    for the ``Encoder``, to remember what the answers to such requests begin with.
     """
 
-    buffers: list[Buffer]
-    shapes: list[tuple[int, ...]]
+    shapes: tuple[tuple[int, ...], ...]
+    order: list[int]
     rows: int
     group: Hashable
-    outputs: list[str]
+    outputs: list[int]
     priority: int
     timeout_ns: int
     wants_final: bool
-    """The client wants to be told, in a stream, which answer to a request is the last."""
+    answers: dict[Any, tuple[bytes, ...]] = field(default_factory=dict)
 
 
 class Decoder:
@@ -124,18 +145,25 @@ class Decoder:
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, batches: bool = True) -> None:
         self._inputs = tuple(inputs)
         self._places = {spec.name: place for place, spec in enumerate(inputs)}
-        self._outputs = [spec.name for spec in outputs]
+        self._natural = list(range(len(self._inputs)))
+        self._looked_at = [  # in each request, and not only for their length
+            place for place, spec in enumerate(inputs) if spec.dtype == "bool" or isinstance(spec, BytesSpec)
+        ]
+        self._outputs = {spec.name: place for place, spec in enumerate(outputs)}
         self._shares = batches and all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
 
-    def __call__(self, message: Any, raw: Sequence[Raw]) -> Asked:
-        """Raises ``InputError`` that says what was expected and what came, and nothing else, whatever the message."""
-        buffers, shapes = self._tensors(message.inputs, raw)
+    def __call__(self, message: Any, raw: Sequence[Raw]) -> tuple[Asked, Sequence[Buffer]]:
+        """What a request asks, and a buffer of elements for each of the model's inputs, in the model's order.
+
+        Raises ``InputError`` that says what was expected and what came, and nothing else, whatever the message.
+        """
+        buffers, shapes, order = self._tensors(message.inputs, raw)
         rows, group = fit(self._inputs, shapes)
         parameters = plain_parameters(message.parameters)
         refuse_unsupported("request", parameters)
-        return Asked(
-            buffers,
-            shapes,
+        asked = Asked(
+            tuple(shapes),
+            order,
             rows,
             group if self._shares else ALONE,
             self._choose(message.outputs),
@@ -143,13 +171,24 @@ class Decoder:
             timeout_ns=1000 * whole(parameters, "timeout", MOST_MICROSECONDS),
             wants_final=parameters.get("triton_enable_empty_final_response") is True,
         )
+        return asked, buffers
 
-    def _tensors(self, tensors: Any, raw: Sequence[Raw]) -> tuple[list[Buffer], list[tuple[int, ...]]]:
+    def again(self, asked: Asked, raw: Sequence[Raw]) -> Sequence[Buffer]:
+        """The buffers of a request that asks the same, whose raw tensors are as long. Raises ``InputError``."""
+        buffers: Sequence[Buffer] = raw if asked.order == self._natural else [raw[index] for index in asked.order]
+        if self._looked_at:
+            buffers = list(buffers)
+            for place in self._looked_at:
+                buffers[place] = _checked(self._inputs[place], asked.shapes[place], raw[asked.order[place]])
+        return buffers
+
+    def _tensors(self, tensors: Any, raw: Sequence[Raw]) -> tuple[list[Buffer], list[tuple[int, ...]], list[int]]:
         if raw and len(raw) != len(tensors):
             raise InputError(f"expected raw_input_contents for each of {len(tensors)} inputs, got {len(raw)}")
         count = len(self._inputs)
         buffers: list[Buffer] = [b""] * count
         shapes: list[tuple[int, ...]] = [()] * count
+        order = [0] * count
         missing = set(self._places)
         for index, tensor in enumerate(tensors):
             place = self._places.get(tensor.name)
@@ -163,6 +202,7 @@ class Decoder:
             if tensor.parameters:
                 refuse_unsupported(spec.name, tensor.parameters)
             shapes[place] = shape
+            order[place] = index
             if not raw:
                 buffers[place] = _from_contents(tensor.contents, spec, shape)
             elif tensor.HasField("contents") and tensor.contents.ByteSize():
@@ -171,43 +211,76 @@ class Decoder:
                 buffers[place] = _checked(spec, shape, raw[index])
         if missing:
             raise InputError(f"expected inputs {list(self._places)}, got {[tensor.name for tensor in tensors]}")
-        return buffers, shapes
+        return buffers, shapes, order
 
-    def _choose(self, outputs: Any) -> list[str]:
+    def _choose(self, outputs: Any) -> list[int]:
         """The outputs that a request names, in its order; all where it names none."""
         if not outputs:
-            return self._outputs
-        chosen: list[str] = []
+            return list(self._outputs.values())
+        chosen: list[int] = []
         for output in outputs:
-            if output.name not in self._outputs:
-                raise InputError(f"no output named {output.name!r:.80}: expected some of {self._outputs}")
-            if output.name in chosen:
+            place = self._outputs.get(output.name)
+            if place is None:
+                raise InputError(f"no output named {output.name!r:.80}: expected some of {list(self._outputs)}")
+            if place in chosen:
                 raise InputError(f"output {output.name!r} was asked for twice")
             if output.parameters:
                 refuse_unsupported(output.name, output.parameters)
-            chosen.append(output.name)
+            chosen.append(place)
         return chosen
 
 
-def encode_response(
-    name: str,
-    version: str,
-    request_id: str,
-    outputs: Iterable[tuple[str, Array]],
-    parameters: Mapping[str, bool | int | str] = MappingProxyType({}),
-) -> bytes:
-    """The bytes of a ``ModelInferResponse``."""
-    message = RESPONSE(model_name=name, model_version=version, id=request_id)
-    raw: list[Raw] = []
-    for output, array in outputs:
-        message.outputs.add(name=output, datatype=datatype_of(array.dtype.name), shape=array.shape)
-        data = to_bytes(array)
-        # Written behind the message as protobuf would write it, without the two copies that go through it.
-        raw += (_tagged(_RAW_OUTPUT, data.nbytes), data)
-    for key, value in parameters.items():
-        kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
-        setattr(message.parameters[key], f"{kind}_param", value)
-    return b"".join((message.SerializeToString(), *raw))
+class Encoder:
+    """Writes the answers of a model: the bytes of a ``ModelInferResponse``."""
+
+    def __init__(self, name: str, version: str, outputs: Sequence[TensorSpec]) -> None:
+        self._name = name
+        self._version = version
+        self._outputs = [spec.name for spec in outputs]
+
+    def __call__(
+        self,
+        asked: Asked,
+        results: Sequence[Array],
+        request_id: str = "",
+        parameters: Mapping[str, bool | int | str] = MappingProxyType({}),
+    ) -> bytes:
+        """``results`` are the model's outputs, in its order."""
+        arrays = [results[place] for place in asked.outputs]
+        raw = [to_bytes(array) for array in arrays]
+        key = tuple([(array.dtype, array.shape) for array in arrays])
+        before = None if request_id or parameters else asked.answers.get(key)
+        if before is None:
+            before = self._before(asked, arrays, raw, request_id, parameters)
+            fixed = not any(array.dtype == object for array in arrays)  # elements of bytes are as long as they are
+            if fixed and not request_id and not parameters and len(asked.answers) < _NOTED:
+                asked.answers[key] = before
+        if len(raw) == 1:
+            return b"".join((before[0], raw[0]))
+        return b"".join(chain.from_iterable(zip(before, raw, strict=True)))
+
+    def _before(
+        self,
+        asked: Asked,
+        arrays: Sequence[Array],
+        raw: Sequence[memoryview],
+        request_id: str,
+        parameters: Mapping[str, bool | int | str],
+    ) -> tuple[bytes, ...]:
+        """What stands before the ``raw`` elements of each of ``arrays``, which are the outputs that are asked for.
+
+        These follow the message as protobuf would write them, without the two copies that go through it.
+        """
+        message = RESPONSE(model_name=self._name, model_version=self._version, id=request_id)
+        tags: list[bytes] = []
+        for place, array, data in zip(asked.outputs, arrays, raw, strict=True):
+            datatype = datatype_of(array.dtype.name)
+            message.outputs.add(name=self._outputs[place], datatype=datatype, shape=array.shape)
+            tags.append(_tagged(_RAW_OUTPUT, data.nbytes))
+        for key, value in parameters.items():
+            kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
+            setattr(message.parameters[key], f"{kind}_param", value)
+        return (message.SerializeToString() + tags[0], *tags[1:])
 
 
 def encode_streamed(response: bytes) -> bytes:
@@ -269,9 +342,9 @@ def _from_contents(contents: Any, spec: TensorSpec, shape: tuple[int, ...]) -> B
     wanted = _CONTENTS.get(spec.dtype)
     if wanted is None:
         raise InputError(f"{spec.name}: {datatype} has no typed contents: send it in raw_input_contents")
-    for field, _ in contents.ListFields():
-        if field.name != wanted:
-            raise InputError(f"{spec.name}: expected {datatype} in {wanted}, got {field.name}")
+    for came, _ in contents.ListFields():
+        if came.name != wanted:
+            raise InputError(f"{spec.name}: expected {datatype} in {wanted}, got {came.name}")
     numbers = getattr(contents, wanted)
     expected = math.prod(shape)
     if len(numbers) != expected:

@@ -24,7 +24,8 @@ _CODES: Final = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _TRY_AGAIN: Final = (429, 503)
-_PUSHBACK: Final = (("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)),)
+_WHEN: Final = (("grpc-retry-pushback-ms", str(RETRY_AFTER_S * 1000)), ("retry-after", str(RETRY_AFTER_S)))
+"""To clients whose library retries by itself (gRFC A6), and, as over HTTP, to those that see to it themselves."""
 _DETAILS_BYTES: Final = 2000
 """Details travel in a trailer, whose size clients bound; each byte may become three there."""
 
@@ -40,8 +41,8 @@ def details_of(fault: BaseException) -> str:
 
 
 def trailers_of(fault: TautenError) -> Pairs:
-    """Where trying again can help: when, as gRPC's own retries understand it."""
-    return _PUSHBACK if fault.http_status in _TRY_AGAIN else ()
+    """Where trying again can help: when."""
+    return _WHEN if fault.http_status in _TRY_AGAIN else ()
 
 
 class DeadlineExceeded(ServeError):
