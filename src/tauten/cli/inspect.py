@@ -202,9 +202,14 @@ def _summary(artifact: Artifact) -> RenderableType:
 
 
 def _settings(settings: dict[str, Any]) -> str:
-    """How the engine is asked to run it: ``batches 1, 16; precision bf16``."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in settings.items()}
-    return "; ".join(f"{name} {', '.join(str(one) for one in values)}" for name, values in lists.items())
+    """How the engine is asked to run it: ``batches 1, 16; precision bf16; padding mask=mask, multiple=8``."""
+    return "; ".join(f"{name} {', '.join(_parts(value))}" for name, value in settings.items())
+
+
+def _parts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name}={one}" for name, one in value.items()]
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def _recipe(recipe: dict[str, Any]) -> str:

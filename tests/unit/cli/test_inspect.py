@@ -73,8 +73,9 @@ def test_people_read_it_as_tables(artifact: Path) -> None:
 
 
 def test_how_the_engine_is_asked_to_run_it_is_told(tmp_path: Path) -> None:
-    made = tiny_artifact(tmp_path / "tiny", settings={"batches": [1, 16], "precision": "bf16"})
-    assert "settings batches 1, 16; precision bf16" in " ".join(inspect(made.path).split())
+    told = {"batches": [1, 16], "precision": "bf16", "padding": {"mask": "m", "multiple": 8}}
+    made = tiny_artifact(tmp_path / "tiny", settings=told)
+    assert "settings batches 1, 16; padding mask=m, multiple=8; precision bf16" in " ".join(inspect(made.path).split())
 
 
 def test_a_narrow_terminal_shows_every_figure_whole(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

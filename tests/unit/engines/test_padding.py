@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tauten.core.tensor import Arrays, TensorSpec
 from tauten.errors import ArtifactError, ConfigError
 from tauten.run.engines import load
-from tauten.run.engines._padding import Padding, Shortener, find_axes
+from tauten.run.engines._padding import Padding, Shortener, check_borders, find_axes
 from tauten.testing.artifacts import tiny_artifact
 from tests.unit.engines.test_threads import BORDERS, two_branches
 
@@ -42,7 +42,7 @@ def arrays(mask: np.ndarray) -> Arrays:
 def test_all_that_is_open_stays_and_little_else(lengths: list[int], more: int, multiple: int) -> None:
     size = max(lengths) + more
     given_ = arrays(np.arange(size) < np.array(lengths)[:, np.newaxis])
-    came = Shortener(Padding(mask="mask", multiple=multiple), SPECS)(given_)
+    came = Shortener(Padding(mask="mask", multiple=multiple), SPECS, ())(given_)
     kept = came["mask"].shape[1]
     assert max(lengths) <= kept <= min(size, max(lengths) + multiple - 1)
     assert came["ids"].shape == (len(lengths), kept)
@@ -64,13 +64,13 @@ def test_all_that_is_open_stays_and_little_else(lengths: list[int], more: int, m
 )
 def test_a_call_that_cannot_be_shortened_stays_as_it_is(mask: np.ndarray) -> None:
     given_ = arrays(mask)
-    assert Shortener(Padding(mask="mask"), SPECS)(given_) is given_
+    assert Shortener(Padding(mask="mask"), SPECS, ())(given_) is given_
 
 
 def test_without_padding_calls_stay_as_they_are() -> None:
     given_ = arrays(np.arange(20) < np.array([[3]]))
-    assert Shortener(None, SPECS)(given_) is given_
-    assert Shortener(None, SPECS).describe() == {}
+    assert Shortener(None, SPECS, ())(given_) is given_
+    assert Shortener(None, SPECS, ()).describe() == {}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,20 @@ def test_without_padding_calls_stay_as_they_are() -> None:
 def test_a_mask_that_is_none_is_refused(mask: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         find_axes(Padding(mask=mask), SPECS)
+
+
+@pytest.mark.parametrize(
+    ("more", "outputs", "told"),
+    [
+        ((), (TensorSpec(name="tokens", shape=("batch", "length")),), r"\['tokens'\] have it"),
+        ((TensorSpec(name="places", shape=("length",), dtype="int64"),), (), r"count samples first: \['places'\]"),
+    ],
+)
+def test_borders_that_cannot_do_without_columns_are_refused(
+    more: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_borders(Padding(mask="mask"), (*SPECS, *more), outputs)
 
 
 def test_an_artifact_whose_padding_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from tauten.errors import EngineError
+from tauten.run.serve.call import Batch
 from tauten.run.serve.statistics import BUCKETS_S, PHASES, Histogram, Statistics
 from tests.unit.serve.tiny import Broken, Double, Running, ask, ones_request, running
 
@@ -138,6 +139,6 @@ def test_what_is_written_is_counted_when_it_is_asked_for_and_when_it_has_grown()
 def test_batches_are_counted_by_their_rows() -> None:
     statistics = Statistics()
     for rows, duration_ns in ((1, 10), (4, 30), (1, 20)):
-        statistics.executed(rows, duration_ns)
+        statistics.executed(Batch([], rows, "test"), duration_ns)
     assert statistics.executions == 3
     assert statistics.batches == {1: (2, 30), 4: (1, 30)}

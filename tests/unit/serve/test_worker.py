@@ -37,7 +37,7 @@ class Asking:
             Continuous(max_rows),
             queue=queue,
             answer_s=answer_s,
-            ran=lambda rows, duration_ns: self.batches.append(rows),
+            ran=lambda batch, duration_ns: self.batches.append(batch.rows),
         )
 
     def ask(self, value: float = 1.0, rows: int = 1, timeout_s: float = 0.0, **fields: Any) -> asyncio.Future[Call]:

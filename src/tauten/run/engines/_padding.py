@@ -37,7 +37,7 @@ class Padding(Value):
             return None
         try:
             padding = cls.from_json(told)
-            find_axes(padding, artifact.manifest.inputs)
+            check_borders(padding, artifact.manifest.inputs, artifact.manifest.outputs)
         except ConfigError as fault:
             raise ArtifactError(f"{artifact.path}: settings: {SETTING}: {fault}") from None
         return padding
@@ -54,12 +54,30 @@ def find_axes(padding: Padding, specs: Sequence[TensorSpec]) -> dict[str, tuple[
     return {name: found for name, found in axes.items() if found}
 
 
+def check_borders(
+    padding: Padding, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+) -> dict[str, tuple[int, ...]]:
+    """``find_axes`` of ``inputs``; ``ConfigError`` too where a model of these borders cannot do without columns.
+
+    That is where an output is as long as the mask, and where an input is that does not count samples first.
+    """
+    axes = find_axes(padding, inputs)
+    dim = next(spec.shape[1] for spec in inputs if spec.name == padding.mask)
+    odd = [spec.name for spec in inputs if spec.name in axes and (spec.shape[0] != BATCH or 0 in axes[spec.name])]
+    if odd:
+        raise ConfigError(f"mask: expected inputs that are as long as {padding.mask!r} to count samples first: {odd}")
+    long = [spec.name for spec in outputs if dim in spec.shape]
+    if long:
+        raise ConfigError(f"mask: expected outputs without the dimension {dim!r} of {padding.mask!r}, {long} have it")
+    return axes
+
+
 class Shortener:
     """Leaves padding out of calls, as ``padding`` says; without one, calls stay as they are."""
 
-    def __init__(self, padding: Padding | None, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, padding: Padding | None, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self._padding = padding
-        self._axes = {} if padding is None else find_axes(padding, specs)
+        self._axes = {} if padding is None else check_borders(padding, inputs, outputs)
 
     def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """The inputs without trailing columns that no sample has open, in memory of one piece.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tauten.artifact.read import Artifact
 from tauten.core.tensor import Array, Arrays, TensorSpec, check_arrays
 from tauten.run.engines._fits import make_fits
+
+if TYPE_CHECKING:
+    from tauten.run.engines._padding import Padding
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Engine(ABC):
 
     An engine implements ``load`` and ``run``; callers use ``__call__``, which checks the inputs first.
     """
+
+    padding: Padding | None = None
+    """What its answers do not depend on, where it is known: columns that a mask closes, behind the last open one."""
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         self.inputs = tuple(inputs)

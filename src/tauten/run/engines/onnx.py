@@ -46,7 +46,8 @@ class Onnx(Engine):
         self._names = [spec.name for spec in self.outputs]
         self._stages: Stages | None = None
         self._artifact = artifact
-        self._shorten = Shortener(Padding.of(artifact), self.inputs)
+        padding = Padding.of(artifact)
+        self._shorten = Shortener(padding, self.inputs, self.outputs)
         self._threads = threads
         self._operations: dict[str, Any] | None = None
         self._describing = threading.Lock()
@@ -55,6 +56,8 @@ class Onnx(Engine):
         if artifact.manifest.stages:
             steps = [self._step(*pair) for pair in zip(artifact.manifest.stages, sessions, strict=True)]
             self._stages = Stages(steps, self.inputs, self.outputs)
+        else:
+            self.padding = padding
 
     @classmethod
     def load(cls, artifact: Artifact, *, threads: int) -> Self:

@@ -112,7 +112,8 @@ class OpenVino(Engine):
             spinning="OpenVINO decides how its threads wait for work",
         )  # fmt: skip
         self._options = options(settings, threads)
-        self._shorten = Shortener(settings.padding, self.inputs)
+        self._shorten = Shortener(settings.padding, self.inputs, self.outputs)
+        self.padding = settings.padding
         self._names = [spec.name for spec in self.inputs]
         self._answers = [spec.name for spec in self.outputs]
         self._reads = find_ports("input", self.inputs, graph.inputs)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import EngineError
+from tauten.run.serve.lengths import pad
 from tauten.run.serve.protocol.buffer import ALONE, Buffer
 from tauten.run.serve.protocol.elements import BytesSpec, to_objects, unpack_elements
 
@@ -33,8 +34,9 @@ class Call:
 
     When: ``arrived_ns``, ``started_ns`` and ``ended_ns`` are when it came, its batch began to run, and had run.
     ``batch_rows`` is how many rows ran with it, ``why`` the reason for which that batch left when it did.
-    ``parts`` are what it was split into, where it has more rows than one batch takes.
-    ``cached`` is set where the answer was remembered, ``retried`` where its first batch failed.
+    ``length`` is how many columns it has open, where it may run with calls of other lengths; ``padded`` is how many
+    were added to what was sent, so that it could. ``parts`` are what it was split into, where it has more rows than one
+    batch takes. ``cached`` is set where the answer was remembered, ``retried`` where its first batch failed.
     """
 
     __slots__ = (
@@ -50,6 +52,8 @@ class Call:
         "fault",
         "group",
         "left",
+        "length",
+        "padded",
         "parts",
         "priority",
         "result",
@@ -81,6 +85,8 @@ class Call:
         self.started_ns = 0
         self.ended_ns = 0
         self.batch_rows = 0
+        self.length = 0
+        self.padded = 0
         self.why = ""
         self.cached = False
         self.cancelled = False
@@ -108,21 +114,30 @@ class Call:
 
 
 class Batch:
-    """Calls of one group that run at once; ``why`` says why they left when they did."""
+    """Calls of one group that run at once; ``why`` says why they left when they did.
 
-    __slots__ = ("calls", "rows", "why")
+    ``padded`` is how many positions (rows times columns) were added to bring them to one length.
+    """
+
+    __slots__ = ("calls", "padded", "rows", "why")
 
     def __init__(self, calls: Sequence[Call], rows: int, why: str) -> None:
         self.calls = calls
         self.rows = rows
+        self.padded = 0
         self.why = why
 
 
 def gather(batch: Batch, specs: Sequence[TensorSpec]) -> Arrays:
-    """The inputs of the whole batch, by name: the rows of its calls, one after the other."""
+    """The inputs of the whole batch, by name: the rows of its calls, one after the other, brought to one length."""
     calls = batch.calls
     first = calls[0]
     arrays: Arrays = {}
+    if len(calls) > 1 and (padded := pad(batch)) is not None:
+        for index, spec in enumerate(specs):
+            arrays[spec.name] = np.empty(padded.shapes[index], padded.dtypes[index])
+            padded.write(index, arrays[spec.name])
+        return arrays
     for index, spec in enumerate(specs):
         if len(calls) == 1:
             data, shape = first.buffers[index], first.shapes[index]

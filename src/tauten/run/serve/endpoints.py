@@ -120,7 +120,7 @@ class Endpoints:
 
         def config() -> dict[str, Any]:
             return model_config(
-                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs
+                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs, model.ragged
             )
 
         return {

@@ -102,7 +102,7 @@ class GrpcEndpoints:
         model = self._repository.find(message.name, message.version or None)
         return {
             "config": model_config(
-                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs
+                model.name, model.platform, model.max_batch, model.instances, model.inputs, model.outputs, model.ragged
             )
         }
 

@@ -197,6 +197,7 @@ def explanation(call: Call, decoded_ns: int) -> dict[str, int | str]:
     return {
         "Tauten-Cached": int(call.cached),
         "Tauten-Batch-Rows": call.batch_rows,
+        "Tauten-Padded-Columns": call.padded,
         "Tauten-Queue-Us": max(0, call.started_ns - decoded_ns) // 1000,
         "Tauten-Compute-Us": max(0, call.ended_ns - call.started_ns) // 1000,
         "Tauten-Left-Because": call.why,

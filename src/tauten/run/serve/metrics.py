@@ -19,6 +19,10 @@ _COUNTS: Final = {
     "nv_inference_count": ("Samples that were computed", "inferences"),
     "nv_inference_exec_count": ("Calls of the engine", "executions"),
 }
+_PADDING: Final = {
+    "tauten_positions": ("Positions, rows times columns, of requests that may share a batch", "positions"),
+    "tauten_padded_positions": ("Positions that were added so that requests of several lengths could", "padded"),
+}
 _ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 _CACHE_COUNTS: Final = {
     "nv_cache_num_hits_per_model": ("Answers that were remembered", "hits"),
@@ -69,6 +73,7 @@ class Metrics:
             instances.add_sample(instances.name, labels, model.instances)
         yield instances
         yield self._batches()
+        yield from self._padding()
         yield from self._cache()
         for phase in PHASES:
             yield self._histogram(phase)
@@ -96,6 +101,15 @@ class Metrics:
             buckets = [*((str(float(bound)), count) for bound, count in counts), ("+Inf", model.statistics.executions)]
             family.add_metric(list(labels.values()), buckets, sum(rows * count for rows, (count, _) in batches.items()))
         return family
+
+    def _padding(self) -> Iterator[Metric]:
+        """How much is computed in vain, where requests of different lengths share batches."""
+        ragged = [(model, labels) for model, labels in self._labelled() if model.ragged]
+        for name, (text, field) in _PADDING.items() if ragged else ():
+            metric = Metric(name, text, "unknown")
+            for model, labels in ragged:
+                metric.add_sample(name, labels, getattr(model.statistics, field))
+            yield metric
 
     def _cache(self) -> Iterator[Metric]:
         """What is remembered, where answers are: rows, or whole requests where a model has no batch."""
@@ -171,4 +185,5 @@ def _statistics_of(model: ServedModel) -> dict[str, Any]:
             }
             for rows, (count, ns) in sorted(statistics.batches.items())
         ],
+        **({"padding": {"positions": statistics.positions, "padded": statistics.padded}} if model.ragged else {}),
     }

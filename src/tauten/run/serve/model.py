@@ -19,13 +19,14 @@ from tauten.run.serve.call import Call
 from tauten.run.serve.dry_run import dry_run, sample
 from tauten.run.serve.handler import with_handler
 from tauten.run.serve.instances import make_instances
+from tauten.run.serve.lengths import ByLength, Lengths
 from tauten.run.serve.schedulers import SCHEDULERS
 from tauten.run.serve.settings import ServeSettings, check_model_name
 from tauten.run.serve.statistics import Statistics
 from tauten.run.serve.worker import Worker
 
 if TYPE_CHECKING:
-    from tauten.run.serve.cache.cached import Cached
+    from tauten.run.serve.cache.cached import Cached, Submits
     from tauten.run.serve.cache.opened import Cache
 
 VERSION: Final = "1"
@@ -38,7 +39,8 @@ class ServedModel:
     """An engine under a name. ``start`` makes it ready, ``stop`` ends that; both belong to one event loop.
 
     ``max_batch`` is the most rows that run at once; larger requests run in parts. Requests share batches where all
-    inputs and outputs have the batch first.
+    inputs and outputs have the batch first, and where their lengths differ too where the engine says that it can do
+    without padding.
     """
 
     def __init__(
@@ -62,8 +64,11 @@ class ServedModel:
         """The same for the file of its handler."""
         self.cached: Cached | None = None
         """What remembers answers, while that is asked for and the model takes requests."""
+        self.ragged: tuple[str, ...] = ()
+        """The inputs whose lengths may differ between requests that share a batch, while it takes requests."""
+        self._lengths = Lengths.of(engine)
         self._worker: Worker | None = None
-        self._entry: Worker | Cached | None = None
+        self._entry: Submits | None = None
 
     @classmethod
     def load(
@@ -151,7 +156,7 @@ class ServedModel:
     def start(self, settings: ServeSettings, cache: Cache | None = None) -> None:
         """Take requests from now on, in the running event loop; with a ``cache``, answers are remembered."""
         scheduler = SCHEDULERS.get(settings.scheduler)(self.max_batch)
-        self._entry = self._worker = Worker(
+        worker = self._worker = Worker(
             make_instances(self.engine, settings, self.row_ns, self.threads),
             scheduler,
             queue=settings.queue,
@@ -159,9 +164,13 @@ class ServedModel:
             balancer=BALANCERS.get(settings.balancer)(_DEPTH, Random()),
             ran=self.statistics.executed,
         )
+        self._entry = worker
+        if self._lengths is not None and not settings.exact_batches:
+            self._entry = ByLength(worker, self._lengths, self.statistics)
+            self.ragged = self._lengths.names
         if cache is not None:
             identity = (self.name.encode(), self.version.encode(), self.digest, self.handler_digest)
-            self._entry = self.cached = cache.before(self._worker, identity, self.inputs, self.outputs)
+            self._entry = self.cached = cache.before(self._entry, identity, self.inputs, self.outputs)
 
     def stop(self) -> None:
         """Take no more requests."""
@@ -170,6 +179,7 @@ class ServedModel:
         if self.cached is not None:
             self.cached.close()
         self._entry = self._worker = self.cached = None
+        self.ragged = ()
 
     @property
     def full(self) -> bool:

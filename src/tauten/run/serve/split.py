@@ -38,6 +38,7 @@ def split(call: Call, most: int) -> Sequence[Call]:
         call.started_ns = min(part.started_ns for part in parts)
         call.ended_ns = max(part.ended_ns for part in parts)
         call.batch_rows = max(part.batch_rows for part in parts)
+        call.padded = max(part.padded for part in parts)
         call.why = "split"
         call.answered(call)
 
@@ -47,6 +48,7 @@ def split(call: Call, most: int) -> Sequence[Call]:
         buffers: list[Buffer] = [data[begins[begin] : begins[begin + rows]] for data, begins in flat]
         part = Call(buffers, [(rows, *shape[1:]) for shape in call.shapes], rows, call.group, answered, call.context)
         part.priority, part.deadline_ns, part.arrived_ns = call.priority, call.deadline_ns, call.arrived_ns
+        part.length = call.length
         parts.append(part)
     call.parts = parts
     return parts

@@ -6,10 +6,13 @@ It is written by the event loop's thread alone.
 from __future__ import annotations
 
 from time import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from tauten.run.serve.call import Batch
 
 BUCKETS_S: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025),
@@ -49,6 +52,9 @@ class Histogram:
 class Statistics:
     """Of one model. ``inferences`` counts samples, ``executions`` calls of the engine, ``batches`` those by rows.
 
+    ``positions`` (rows times columns) are those of the requests that may share a batch with others of other lengths,
+    ``padded`` those that were added so that they could.
+
     What is written for each request is a short list's end; it is counted when it has grown, or when it is asked for.
     """
 
@@ -61,6 +67,8 @@ class Statistics:
         self.inferences = 0
         self.executions = 0
         self.batches: dict[int, tuple[int, int]] = {}
+        self.positions = 0
+        self.padded = 0
         self.last_inference_ms = 0
 
     @property
@@ -78,9 +86,11 @@ class Statistics:
         if len(fresh) >= _FRESH:
             self._count()
 
-    def executed(self, rows: int, duration_ns: int) -> None:
+    def executed(self, batch: Batch, duration_ns: int) -> None:
         """One call of the engine."""
+        rows = batch.rows
         self.executions += 1
+        self.padded += batch.padded
         count, total_ns = self.batches.get(rows, (0, 0))
         self.batches[rows] = (count + 1, total_ns + duration_ns)
         self.last_inference_ms = int(time() * 1000)

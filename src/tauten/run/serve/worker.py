@@ -34,8 +34,8 @@ class Worker:
 
     ``balancer`` says which instance takes what has arrived, by default an idle one. A call with more rows than fit into
     a batch runs in parts. Where a batch fails, each of its calls runs once more by itself, so that one that cannot work
-    spoils no other's answer. ``answer_s`` bounds the time from arrival to answer. ``ran`` is told of each batch: rows
-    and nanoseconds.
+    spoils no other's answer. ``answer_s`` bounds the time from arrival to answer. ``ran`` is told of each batch, and
+    how many nanoseconds it took.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Worker:
         queue: int,
         answer_s: float,
         balancer: Balancer | None = None,
-        ran: Callable[[int, int], None] = lambda rows, duration_ns: None,
+        ran: Callable[[Batch, int], None] = lambda batch, duration_ns: None,
     ) -> None:
         self._instances = instances
         self._scheduler = scheduler
@@ -173,7 +173,7 @@ class Worker:
         if fault is None:
             duration_ns = calls[0].ended_ns - calls[0].started_ns
             self._scheduler.ran(batch.rows, duration_ns)
-            self._tell(batch.rows, duration_ns)
+            self._tell(batch, duration_ns)
             for call in calls:
                 if not call.cancelled and call.fault is None:
                     call.answered(call)
@@ -189,6 +189,7 @@ class Worker:
                 continue
             if not call.retried and not self._closed and (lost or len(batch.calls) > 1):
                 call.retried = True
+                call.padded = 0
                 if len(batch.calls) > 1:
                     call.group = object()  # equals none: not with those that may have spoilt it
                 self._scheduler.submit(call, perf_counter_ns())

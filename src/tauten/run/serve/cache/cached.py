@@ -301,5 +301,6 @@ def _tell_times(waiter: Waiter, flight: Flight | None) -> None:
     call.started_ns = max(flight.started_ns, waiter.since_ns)
     call.ended_ns = max(flight.ended_ns, call.started_ns)
     call.batch_rows = flight.batch_rows
+    call.padded = flight.padded
     call.why = flight.why
     call.retried = flight.retried

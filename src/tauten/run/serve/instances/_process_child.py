@@ -17,6 +17,7 @@ from pydantic import Field
 from tauten.core.tensor import TensorSpec
 from tauten.core.value import Value
 from tauten.errors import EngineError, InputError, TautenError
+from tauten.run.engines._padding import Padding
 from tauten.run.serve.instances._process_wire import Receiver, send
 from tauten.run.serve.protocol.elements import BYTES, BytesSpec
 
@@ -47,10 +48,11 @@ class ProcessSettings(Value):
 
 
 class Specs(NamedTuple):
-    """What goes in and out of the process."""
+    """What goes in and out of the process, and the padding that its engine can do without."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    padding: Padding | None = None
 
 
 class Child:
@@ -128,7 +130,9 @@ def read_ready(data: bytes) -> Specs:
     document: dict[str, Any] = json.loads(data)
     if "error" in document:
         raise to_fault(document["error"], loading=True)
-    return Specs(*(tuple(map(_read_spec, document[what])) for what in ("inputs", "outputs")))
+    inputs, outputs = (tuple(map(_read_spec, document[what])) for what in ("inputs", "outputs"))
+    padding = document["padding"]
+    return Specs(inputs, outputs, None if padding is None else Padding.from_json(padding))
 
 
 def to_fault(told: Mapping[str, str], *, loading: bool = False) -> TautenError:

@@ -42,7 +42,9 @@ def main(channel: socket.socket, lifeline: int) -> int:
         send(channel, json.dumps({"error": _describe(fault)}).encode())
         return 1
     specs = {"inputs": engine.inputs, "outputs": engine.outputs}
-    send(channel, json.dumps({what: [spec.to_json() for spec in found] for what, found in specs.items()}).encode())
+    ready: dict[str, Any] = {what: [spec.to_json() for spec in found] for what, found in specs.items()}
+    ready["padding"] = None if engine.padding is None else engine.padding.to_json()
+    send(channel, json.dumps(ready).encode())
     _Answering(engine, keeps=settings["handler"] is not None).serve(channel, receive)
     return 0
 

@@ -3,7 +3,7 @@
 ::
 
     server ── settings (JSON) ──────────────────────► worker
-           ◄── ready: inputs, outputs; or an error ──
+           ◄── ready: inputs, outputs, padding; or an error ──
            ── batch: number, slot, inputs ──────────►
            ◄── number, times, outputs; or a fault ───
 

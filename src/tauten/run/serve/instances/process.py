@@ -15,6 +15,7 @@ import mmap
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
+from math import prod
 from time import perf_counter_ns
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ from tauten.run.serve.instances._process_backoff import Backoff
 from tauten.run.serve.instances._process_child import Child, ProcessSettings, Specs, read_ready, to_fault
 from tauten.run.serve.instances._process_memory import Place, lay_out, make_region, map_region, read_tensor
 from tauten.run.serve.instances._process_wire import BatchMessage, Reply, send
+from tauten.run.serve.lengths import Padded, pad
 from tauten.run.serve.protocol.buffer import Buffer
 
 log = logging.getLogger("tauten.serve")
@@ -306,13 +308,15 @@ class ProcessInstance(Instance):
 
 
 def _write(slot: _Slot, batch: Batch) -> tuple[list[Place], int | None]:
-    """Put the rows of the batch's calls one behind the other into the slot's memory.
+    """Put the rows of the batch's calls one behind the other into the slot's memory, brought to one length.
 
     Returns where each input lies, and the descriptor of new memory where the old was too small.
     """
     calls = batch.calls
     first = calls[0]
     buffers: Sequence[Sequence[Buffer]]
+    if len(calls) > 1 and (padded := pad(batch)) is not None:
+        return _write_padded(slot, padded)
     if len(calls) == 1:
         buffers = [(_as_bytes(buffer),) for buffer in first.buffers]
         places, end = lay_out([(len(parts[0]), shape) for parts, shape in zip(buffers, first.shapes, strict=True)])
@@ -324,15 +328,31 @@ def _write(slot: _Slot, batch: Batch) -> tuple[list[Place], int | None]:
                 for parts, shape in zip(buffers, first.shapes, strict=True)
             ]
         )
-    grown = None
-    if slot.inputs is None or len(slot.inputs) < end:
-        slot.inputs, grown = make_region(end)
+    memory, grown = _room(slot, end)
     for place, parts in zip(places, buffers, strict=True):
         at = place.offset
         for part in parts:
-            slot.inputs[at : at + len(part)] = part
+            memory[at : at + len(part)] = part
             at += len(part)
     return places, grown
+
+
+def _write_padded(slot: _Slot, padded: Padded) -> tuple[list[Place], int | None]:
+    """The same where the calls are of different lengths."""
+    pairs = list(zip(padded.shapes, padded.dtypes, strict=True))
+    places, end = lay_out([(prod(shape) * dtype.itemsize, shape) for shape, dtype in pairs])
+    memory, grown = _room(slot, end)
+    for index, ((shape, dtype), place) in enumerate(zip(pairs, places, strict=True)):
+        padded.write(index, np.frombuffer(memory, dtype, prod(shape), place.offset).reshape(shape))
+    return places, grown
+
+
+def _room(slot: _Slot, size: int) -> tuple[mmap.mmap, int | None]:
+    """The slot's memory for inputs, and the descriptor of new memory where the old was too small."""
+    if slot.inputs is not None and len(slot.inputs) >= size:
+        return slot.inputs, None
+    slot.inputs, grown = make_region(size)
+    return slot.inputs, grown
 
 
 def _as_bytes(buffer: Buffer) -> Buffer:

@@ -29,6 +29,7 @@ class Processes(BringsInstances):
         specs = self._start()
         super().__init__(specs.inputs, specs.outputs)
         self._specs = specs
+        self.padding = specs.padding
 
     @classmethod
     def load(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from tauten.core.tensor import TensorSpec
@@ -39,11 +39,13 @@ def model_config(
     instances: int,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    ragged: Collection[str] = (),
 ) -> dict[str, Any]:
     """The answer to ``GET /v2/models/M/config``, which load tools of other servers ask for.
 
     Where every tensor has the batch first, ``max_batch_size`` is ``max_batch`` and ``dims`` leave the batch out;
-    elsewhere it is 0 and ``dims`` are whole, as that document's readers expect.
+    elsewhere it is 0 and ``dims`` are whole, as that document's readers expect. ``ragged`` are inputs whose shapes may
+    differ between requests that share a batch.
     """
     batched = all(spec.batch_axis == 0 for spec in (*inputs, *outputs))
     skip = 1 if batched else 0
@@ -53,7 +55,10 @@ def model_config(
         "backend": platform,
         "version_policy": {"all": {}},
         "max_batch_size": max_batch if batched else 0,
-        "input": [_config_tensor(spec, skip) for spec in inputs],
+        "input": [
+            {**_config_tensor(spec, skip), **({"allow_ragged_batch": True} if spec.name in ragged else {})}
+            for spec in inputs
+        ],
         "output": [_config_tensor(spec, skip) for spec in outputs],
         "instance_group": [{"name": name, "kind": "KIND_CPU", "count": instances}],
         "response_cache": {"enable": False},

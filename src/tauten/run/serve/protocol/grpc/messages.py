@@ -122,6 +122,7 @@ INFERENCE: Final = Schema(
             string name = 1
             DataType data_type = 2
             repeated int64 dims = 4
+            bool allow_ragged_batch = 7
         """,
         "ModelOutput": """
             string name = 1
