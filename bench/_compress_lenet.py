@@ -2,7 +2,7 @@
 
 ``python -m bench._compress_lenet [NET] …``; needs TAUTEN_DATA or a network. Everything runs on one thread. The last
 5,000 training images choose; the others are learned from, each moved by up to one pixel in each direction anew at every
-visit: two of three times in each, and every other time while LeNet-5 is compressed, which first loses half of its
+visit: two of three times in each, and every other time while they are compressed. LeNet-5 first loses half of its
 channels. ``_compress_training`` tells how they are compressed and measured; the same command goes on after an
 interruption. Written to ``build/bench/compression-lenet.json``.
 """
@@ -26,7 +26,8 @@ from bench._fitted import CACHE
 from tauten.core.tensor import Array
 from tauten.make.datasets import Name, mnist
 
-SEEDS: Final = (0, 1, 2)
+SEEDS: Final = (3, 4, 5)
+"""With those before, other recipes were looked at."""
 BATCH: Final = 128
 PICTURES: Final[Name] = "mnist"
 SIDE: Final = 28
@@ -127,6 +128,7 @@ CASES: Final = {
         lenet_300_100,
         partial(task_of, "lenet_300_100", epochs=15),
         {"compress.rate": {"bytes": 5_380, "epochs": 80, **RATE}},
+        partial(training, MILD),
     ),
     "lenet_5": Case(
         "lenet_5",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tauten.core.tensor import TensorSpec
 from tauten.run.serve.catalog import Catalog
+from tauten.run.serve.handler import with_handler
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
 from tauten.run.serve.server import Server
@@ -15,6 +16,19 @@ from tauten.run.serve.settings import ServeSettings
 from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.tiny import Double, Running, Same, serving
 
+REVERSED = """
+import numpy as np
+from tauten.run.serve.protocol.elements import BytesSpec
+
+inputs = [BytesSpec(name="picture", shape=("batch", 2))]
+outputs = [BytesSpec(name="back", shape=("batch", 2))]
+
+def before(inputs):
+    return {"x": np.zeros((len(inputs["picture"]), 3))}
+
+def after(outputs, inputs):
+    return {"back": [[element[::-1] for element in row] for row in inputs["picture"]]}
+"""
 EVERY = [TensorSpec(name=dtype, shape=("batch", 2), dtype=dtype) for dtype in DATATYPES]
 FIXED = [
     TensorSpec(name=dtype, shape=(2, 3) if index % 2 else (1,), dtype=dtype)
@@ -24,12 +38,15 @@ FIXED = [
 
 @contextmanager
 def several(folder: Path, **settings: int) -> Iterator[Running]:
-    """``m`` in two versions, ``every`` of all datatypes, and ``digits``, which is loaded from a repository."""
+    """``m`` in two versions, ``every`` of all datatypes, ``reversed`` of BYTES, and ``digits`` from a repository."""
     null_artifact(folder / "digits")
+    handler = folder / "reversed.py"
+    handler.write_text(REVERSED, "utf-8")
     models = [
         ServedModel("m", Double()),
         ServedModel("m", Double(), version="2"),
         ServedModel("every", Same(EVERY)),
+        ServedModel("reversed", with_handler(Double(), handler)),
     ]
     chosen = ServeSettings(port=0, instances=1, **settings)
     with serving(Server(models, chosen, catalog=Catalog(directory=str(folder)))) as found:

@@ -44,7 +44,8 @@ def metadata(client: http.InferenceServerClient) -> None:
     config = client.get_model_config("m")
     assert (config["name"], config["max_batch_size"]) == ("m", 32)
     assert client.get_inference_statistics("m")["model_stats"][0]["name"] == "m"
-    assert {one["name"] for one in client.get_inference_statistics()["model_stats"]} == {"m", "every", "digits"}
+    told = client.get_inference_statistics()["model_stats"]
+    assert {one["name"] for one in told} == {"m", "every", "reversed", "digits"}
 
 
 def every_datatype(client: http.InferenceServerClient, binary: bool) -> None:
@@ -55,6 +56,16 @@ def every_datatype(client: http.InferenceServerClient, binary: bool) -> None:
     assert result.get_response()["id"] == "7"
     for name, array in arrays.items():
         np.testing.assert_array_equal(result.as_numpy(f"out_{name}"), array, strict=True)
+
+
+def elements_of_bytes(client: http.InferenceServerClient) -> None:
+    pictures = np.empty((3, 2), object)
+    pictures[:] = [[b"ab\0", b""], [b"\xff\xfe", b"x" * 5000], [b"1", b"22"]]
+    given = http.InferInput("picture", [3, 2], "BYTES")
+    given.set_data_from_numpy(pictures)
+    for _ in range(2):  # the second time the request's head is known
+        back = client.infer("reversed", [given]).as_numpy("back")
+        assert back.tolist() == [[element[::-1] for element in row] for row in pictures]
 
 
 def versions_and_outputs(client: http.InferenceServerClient) -> None:
@@ -79,7 +90,7 @@ def repository(client: http.InferenceServerClient) -> None:
     def there() -> dict[str, str]:
         return {entry["name"]: entry["state"] for entry in client.get_model_repository_index()}
 
-    assert there() == {"m": "READY", "every": "READY", "digits": "READY"}
+    assert there() == dict.fromkeys(("m", "every", "reversed", "digits"), "READY")
     client.unload_model("digits")
     assert there()["digits"] == "UNAVAILABLE"
     assert not client.is_model_ready("digits")
@@ -93,6 +104,7 @@ if __name__ == "__main__":
         metadata(asks)
         every_datatype(asks, binary=True)
         every_datatype(asks, binary=False)
+        elements_of_bytes(asks)
         versions_and_outputs(asks)
         errors(asks)
         repository(asks)

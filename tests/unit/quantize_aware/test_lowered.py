@@ -13,6 +13,7 @@ from torch import nn
 
 from tauten.make.layers.quantized import QuantizedLayer
 from tauten.make.lower import LOWERINGS
+from tauten.make.lower._quantize import saturating_products
 from tauten.make.lower.lowering import Lowered
 from tauten.make.model.apply import apply
 from tauten.make.model.build import to_model
@@ -47,7 +48,9 @@ def test_the_artifact_answers_as_the_module(learned: Learned, tmp_path: Path) ->
         expected = made.module(torch.from_numpy(pictures)).numpy()
     came = engine_of(lowered, tmp_path)({"image": pictures})["output"]
     noise = 10 * np.log10(np.square(expected).sum() / np.square(expected - came).sum())
-    assert noise > 45  # where float32 sums in another order, a number in a thousand rounds the other way
+    # Where float32 sums in another order, a number in a thousand rounds the other way. Where the processor's sums would
+    # saturate, the layers of eight bits have seven.
+    assert noise > (33 if saturating_products()[0] else 45)
 
 
 def test_the_graph_has_the_learned_steps_of_inputs(learned: Learned) -> None:

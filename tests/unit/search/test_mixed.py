@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -50,7 +51,11 @@ def fragile() -> tauten.Task:
     return tauten.Task(name="fragile", model=model, inputs=(spec,), calibrate=batches[:2], validate=batches[2:])
 
 
-def test_the_layer_that_eight_bits_break_stays_in_float_and_the_result_says_why(tmp_path: Path) -> None:
+def test_the_layer_that_eight_bits_break_stays_in_float_and_the_result_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No two of these weights are large enough together to overflow on any processor.
+    monkeypatch.setattr("tauten.make.lower._quantize.saturating_products", lambda: (False, "said by the test"))
     result = tauten.optimize(
         fragile(),
         budget=tauten.Budget(max_drop=3),

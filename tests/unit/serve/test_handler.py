@@ -301,32 +301,6 @@ def test_one_that_a_batch_cannot_take_spoils_no_other_s_answer(tmp_path: Path) -
     assert {number: status for number, (status, _) in replies.items()} == {7: 200, 1: 200, 2: 200, 3: 200}
 
 
-def test_bytes_go_both_ways_with_an_independent_client(tmp_path: Path) -> None:
-    client = pytest.importorskip("tritonclient.http")
-    text = (
-        HEAD
-        + """
-inputs = [BytesSpec(name="picture", shape=("batch", 2))]
-outputs = [BytesSpec(name="back", shape=("batch", 2))]
-
-def before(inputs):
-    return {"x": np.zeros((len(inputs["picture"]), 3))}
-
-def after(outputs, inputs):
-    return {"back": [[element[::-1] for element in row] for row in inputs["picture"]]}
-"""
-    )
-    with running(handled(tmp_path, text)) as server:
-        pictures = np.empty((3, 2), object)
-        pictures[:] = [[b"ab\0", b""], [b"\xff\xfe", b"x" * 5000], [b"1", b"22"]]
-        given = client.InferInput("picture", [3, 2], "BYTES")
-        given.set_data_from_numpy(pictures)
-        with client.InferenceServerClient(f"127.0.0.1:{server.port}") as triton:
-            for _ in range(2):  # the second time the request's head is known
-                back = triton.infer("m", [given]).as_numpy("back")
-                assert back.tolist() == [[element[::-1] for element in row] for row in pictures]
-
-
 def test_requests_with_more_rows_than_a_batch_are_cut_between_elements(tmp_path: Path) -> None:
     engine = handled(tmp_path, WORDS)
     with running(engine) as server:
