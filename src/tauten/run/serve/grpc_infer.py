@@ -10,7 +10,6 @@ import logging
 from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 from grpc.aio import EOF
 
@@ -67,7 +66,8 @@ class GrpcInfer:
         self._exact = exact
         self._pace = Pace(asyncio.get_running_loop(), rate=REFUSALS_A_SECOND)
         self._seen = SeenRequests()
-        self._ways: WeakKeyDictionary[ServedModel, tuple[Decoder, Encoder]] = WeakKeyDictionary()
+        self._ways: dict[ServedModel, tuple[Decoder, Encoder]] = {}
+        repository.on_change(self._forget)
 
     async def infer(self, data: bytes, rpc: Rpc) -> bytes:
         """The answer to one request. Raises its fault; cancelling it cancels the call."""
@@ -130,6 +130,12 @@ class GrpcInfer:
             return encode_streamed(await self._finish(item, explain=explain, in_stream=True))
         except TautenError as fault:
             return encode_streamed_fault(details_of(fault), item.id if isinstance(item, _Pending) else "")
+
+    def _forget(self) -> None:
+        """Models have changed: those that are there no more shall leave nothing behind."""
+        there = set(self._repository)
+        self._ways = {model: way for model, way in self._ways.items() if model in there}
+        self._seen = SeenRequests()
 
     def _submit(self, data: bytes, rpc: Rpc) -> _Pending:
         """Decode a request and hand it on. Raises ``NotFound``, ``NotReady``, ``InputError`` and ``Overloaded``."""

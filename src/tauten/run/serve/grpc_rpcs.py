@@ -32,26 +32,26 @@ _LONGEST_S: Final = 1e6
 """Longer than this is no deadline."""
 
 
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
 class Rpc:
     """One RPC under way, as those see it who answer it and who tell of it.
 
-    ``call`` is the latest that was made of its messages, and ``answered`` is called with each that has its answer.
+    ``metadata`` is what the client sent beside its messages, names in lower case. ``call`` is the latest that was made
+    of its messages, and ``answered`` is called with each that has its answer.
     """
 
-    __slots__ = ("answered", "call", "context", "received_bytes", "sent_bytes", "streams")
+    __slots__ = ("answered", "call", "context", "metadata", "received_bytes", "sent_bytes", "streams")
 
-    def __init__(self, context: Any, *, streams: bool) -> None:
+    def __init__(self, context: Any, metadata: Metadata, *, streams: bool) -> None:
         self.context = context
+        self.metadata = metadata
         self.streams = streams
         self.call: Call | None = None
         self.answered: Callable[[Call], None] | None = None
         self.received_bytes = 0
         self.sent_bytes = 0
-
-    @property
-    def metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What the client sent beside its messages; names are lower-case."""
-        return self.context.invocation_metadata() or ()
 
     def deadline_ns(self, started_ns: int) -> int:
         """When the client stops waiting, by the clock that says ``started_ns`` now; 0 for never."""
@@ -90,6 +90,8 @@ Handle = Callable[[Rpc], Awaitable[bytes | None]]
 """Answers an RPC: the response, which a stream has written itself. A fault of it is a status by then."""
 Around = Callable[[str, Handle], Handle]
 """Puts something around what answers a path."""
+Bind = Callable[[Metadata], Any]
+"""Makes what gRPC calls for one RPC. It is made for each, as gRPC would read the metadata anew for who asks later."""
 
 
 class Unauthenticated(ServeError):
@@ -171,26 +173,29 @@ class Router:
         self._token = None if token is None else token.encode()
         self._open_paths = open_paths
         self._around = around
-        self._handlers: dict[str, Any] = {}
+        self._binds: dict[str, Bind] = {}
 
     def add(self, unary: Mapping[str, Unary], streams: Mapping[str, Stream]) -> None:
         """Answer at these paths, such as ``/inference.GRPCInferenceService/ServerLive``."""
         for path, answer in unary.items():
-            self._handlers[path] = self._unary_handler(path, answer)
+            self._binds[path] = self._unary(path, answer)
         for path, stream in streams.items():
-            self._handlers[path] = self._stream_handler(path, stream)
+            self._binds[path] = self._stream(path, stream)
 
     def service(self, details: Any) -> Any:
         """What gRPC calls for each RPC."""
         self._rpcs.begin()
-        path = details.method
+        path, metadata = details.method, details.invocation_metadata or ()
+        bind = self._binds.get(path)
         if self._token is not None and path not in self._open_paths:
-            came = next((value for name, value in details.invocation_metadata if name == "authorization"), "")
+            came = next((value for name, value in metadata if name == "authorization"), "")
             if not admits(came.encode(), self._token):
-                return self._stream_handler(path, _refuse_token)
-        return self._handlers.get(path) or self._stream_handler(path, _refuse_path)
+                bind = self._stream(path, _refuse_token)
+        if bind is None:
+            bind = self._stream(path, _refuse_path)
+        return bind(metadata)
 
-    def _unary_handler(self, path: str, answer: Unary) -> Any:
+    def _unary(self, path: str, answer: Unary) -> Bind:
         receive = self._rpcs.receive
 
         async def handle(rpc: Rpc) -> bytes:
@@ -206,13 +211,16 @@ class Router:
 
         outermost = self._around(path, handle)
 
-        async def called(requests: Any, context: Any) -> bytes | None:
-            return await outermost(Rpc(context, streams=False))
+        def bind(metadata: Metadata) -> Any:
+            async def called(requests: Any, context: Any) -> bytes | None:
+                return await outermost(Rpc(context, metadata, streams=False))
 
-        # As a stream of requests, although it is one: else gRPC would wait for it without a limit.
-        return grpc.stream_unary_rpc_method_handler(called)
+            # As a stream of requests, although it is one: else gRPC would wait for it without a limit.
+            return grpc.stream_unary_rpc_method_handler(called)
 
-    def _stream_handler(self, path: str, stream: Stream) -> Any:
+        return bind
+
+    def _stream(self, path: str, stream: Stream) -> Bind:
         stopping = self._rpcs.stopping
 
         async def handle(rpc: Rpc) -> None:
@@ -223,10 +231,13 @@ class Router:
 
         outermost = self._around(path, handle)
 
-        async def called(requests: Any, context: Any) -> None:
-            await outermost(Rpc(context, streams=True))
+        def bind(metadata: Metadata) -> Any:
+            async def called(requests: Any, context: Any) -> None:
+                await outermost(Rpc(context, metadata, streams=True))
 
-        return grpc.stream_stream_rpc_method_handler(called)
+            return grpc.stream_stream_rpc_method_handler(called)
+
+        return bind
 
 
 async def _refuse_token(rpc: Rpc, stopping: asyncio.Event) -> None:

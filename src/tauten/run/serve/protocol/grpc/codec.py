@@ -247,16 +247,14 @@ class Encoder:
     ) -> bytes:
         """``results`` are the model's outputs, in its order."""
         arrays = [results[place] for place in asked.outputs]
+        key = tuple([(array.dtype, array.shape, array.flags.c_contiguous) for array in arrays])
+        plain = not request_id and not parameters
+        if plain and (before := asked.answers.get(key)) is not None:
+            return b"".join(chain.from_iterable(zip(before, arrays, strict=True)))  # the arrays' own memory
         raw = [to_bytes(array) for array in arrays]
-        key = tuple([(array.dtype, array.shape) for array in arrays])
-        before = None if request_id or parameters else asked.answers.get(key)
-        if before is None:
-            before = self._before(asked, arrays, raw, request_id, parameters)
-            fixed = not any(array.dtype == object for array in arrays)  # elements of bytes are as long as they are
-            if fixed and not request_id and not parameters and len(asked.answers) < _NOTED:
-                asked.answers[key] = before
-        if len(raw) == 1:
-            return b"".join((before[0], raw[0]))
+        before = self._before(asked, arrays, raw, request_id, parameters)
+        if plain and len(asked.answers) < _NOTED and all(map(_travels_as_it_is, arrays)):
+            asked.answers[key] = before
         return b"".join(chain.from_iterable(zip(before, raw, strict=True)))
 
     def _before(
@@ -281,6 +279,11 @@ class Encoder:
             kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
             setattr(message.parameters[key], f"{kind}_param", value)
         return (message.SerializeToString() + tags[0], *tags[1:])
+
+
+def _travels_as_it_is(array: Array) -> bool:
+    """Whether the memory of ``array`` is what ``to_bytes`` gives, in every array of its dtype that is as contiguous."""
+    return array.flags.c_contiguous and array.dtype.kind in "biuf" and array.dtype.newbyteorder("<") == array.dtype
 
 
 def encode_streamed(response: bytes) -> bytes:
