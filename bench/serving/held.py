@@ -71,9 +71,9 @@ def malformed(model: Served, count: int = 100_000, seed: int = 0) -> dict[str, A
         clients = [MalformedClient(running.port, good, PATH, CLIENTS * seed + number) for number in range(CLIENTS)]
         with ThreadPoolExecutor(CLIENTS) as threads:
             list(threads.map(lambda client: client.run(count // 5 // CLIENTS), clients))  # what is made once is made
-            before = running.pss_mb()
+            before = running.own_mb()
             statuses = sum(threads.map(lambda client: client.run(count // CLIENTS), clients), Counter())
-        after, hung = running.pss_mb(), sum(client.hung for client in clients)
+        after, hung = running.own_mb(), sum(client.hung for client in clients)
         bad = {status: number for status, number in statuses.items() if status >= 500 and status != 503}
         if bad or hung:
             raise AssertionError(f"{hung} requests hung, answers of the server's own fault: {bad}")
@@ -206,13 +206,13 @@ def soak(model: Served, seconds: float = 1800.0) -> dict[str, Any]:
             told = load(running.port, requests, 16, seconds / 10, 0.2, wait=True)
             faults.update(told["errors"])
             exchange(running.port, b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
-            samples.append(running.pss_mb())
+            samples.append(running.own_mb())
     if faults:
         raise AssertionError(f"in {seconds:g} seconds: {dict(faults)}")
     return {
         "soak_seconds": seconds,
         "soak_growth_percent": round(100 * (samples[-1] / samples[0] - 1), 2),
-        "soak_pss_mb": [round(sample, 1) for sample in samples],
+        "soak_mb": [round(sample, 1) for sample in samples],
     }
 
 

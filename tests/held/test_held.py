@@ -44,4 +44,4 @@ def test_an_overloaded_server_goes_on_answering_and_recovers(model: Served) -> N
 def test_memory_does_not_grow_with_work(model: Served) -> None:
     counts = held.soak(model, seconds=6.0)
     assert counts["soak_growth_percent"] < 5
-    assert len(counts["soak_pss_mb"]) == 10
+    assert len(counts["soak_mb"]) == 10
