@@ -107,10 +107,8 @@ def command(
         raise ConfigError("expected an artifact to serve, or --repository")
     if workers and instances:
         raise ConfigError("expected --workers, which are processes, or --instances, which are threads, got both")
-    if fronts > 1 and (repository is not None or grpc_port == 0):
-        raise ConfigError(
-            "several --fronts share what they serve from the start: expected no --repository, and no port 0 for gRPC"
-        )
+    if fronts > 1 and grpc_port == 0:
+        raise ConfigError("several --fronts share a port for gRPC: expected the number of one, got 0")
     BALANCERS.get(balancer)
     catalog, known = make_catalog(artifacts or (), name=name, directory=repository, pins=pin or (), handler=handler)
 
@@ -124,9 +122,12 @@ def command(
             workers=workers or 0,
         )
 
-    found = [
-        source for model in dict.fromkeys(place.name for place in catalog.places) for source in catalog.sources(model)
-    ]
+    def sources() -> list[Source]:
+        """What the command names, as it lies on disk now."""
+        names = dict.fromkeys(place.name for place in catalog.places)
+        return [source for name in names for source in catalog.sources(name)]
+
+    found = sources()
     if handler is not None and (repository is not None or len({source.name for source in found}) > 1):
         raise ConfigError("a handler belongs to one model: expected one with --handler, and no --repository")
     read = [known.get(source.path) or read_artifact(source.path) for source in found]
@@ -147,7 +148,10 @@ def command(
 
     def serve(front: Front | None) -> int:
         """Load and serve until a signal; the exit code."""
-        models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
+        if front is not None and front.again:  # what was read at first may have been replaced
+            models = [load(source, read_artifact(source.path)) for source in sources()]
+        else:
+            models = [load(source, artifact) for source, artifact in zip(found, read, strict=True)]
 
         async def until_asked() -> int:
             server = Server(models, settings, catalog=catalog, load=load, front=front)

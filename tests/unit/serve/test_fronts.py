@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tauten.run.serve.siblings import merged
+from tauten.run.serve.one_view import merged_index, merged_metrics, merged_statistics
 from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.tiny import ask, ones_request, until
 
@@ -107,7 +107,7 @@ def test_a_port_that_is_taken_and_options_that_do_not_go_together_are_told(tmp_p
     with fronts(tmp_path) as (_, port):
         for more, code, text in (
             (["--port", str(port)], 1, f"cannot listen on port {port}"),
-            (["--grpc-port", "0"], 2, "no port 0 for gRPC"),
+            (["--grpc-port", "0"], 2, "got 0"),
         ):
             done = subprocess.run(
                 [tauten, "serve", str(artifact), "--fronts", "2", *more], capture_output=True, text=True, timeout=60
@@ -135,7 +135,7 @@ def test_merged_metrics_are_sums_and_keep_their_families_together() -> None:
     one = b'# HELP h Seconds\n# TYPE h histogram\nh_bucket{le="1.0"} 1\nh_count 2\nh_sum 3.5\n'
     one += b'# TYPE g gauge\ng{a="x y"} 1\n'
     two = one.replace(b"h_count 2", b"h_count 5") + b'g{a="only here"} 7\n'
-    assert merged([(0, one), (1, two)]).decode().splitlines() == [
+    assert merged_metrics([(0, one), (1, two)]).decode().splitlines() == [
         "# HELP h Seconds",
         "# TYPE h histogram",
         'h_bucket{le="1.0"} 2.0',

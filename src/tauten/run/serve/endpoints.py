@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import logging
+from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib.resources import files
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
 from tauten.errors import NotFound, TautenError
@@ -28,9 +29,15 @@ from tauten.run.serve.repository import Repository
 from tauten.run.serve.repository_endpoints import RepositoryEndpoints
 from tauten.run.serve.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from tauten.run.serve.together import Together
+
 Endpoint = Callable[[Request, Respond], Ticket | None]
 Methods = dict[bytes, Endpoint]
 
+log = logging.getLogger("tauten.serve")
+
+_FAILED: Final = error_response(500, "internal error: the server's log has the details")
 _PAGE_HEADERS: Final = (
     (b"Content-Security-Policy", b"default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"),
     (b"X-Content-Type-Options", b"nosniff"),
@@ -49,6 +56,7 @@ class Endpoints:
         self._managed = manager.managed
         self._infer: dict[ServedModel, Infer] = {}
         self._openapi: Response | None = None
+        self._together: Together | None = None
         self.draining = False
         self._fixed: dict[bytes, Methods] = {
             b"/v2": _get(lambda: server_metadata(version, managed=manager.managed)),
@@ -98,22 +106,24 @@ class Endpoints:
         self._routes = routes
         self._openapi = None
 
-    def share_metrics(self, gather: Callable[[], Coroutine[Any, Any, bytes]]) -> Callable[[], bytes]:
-        """Answer ``/metrics`` with what ``gather`` gives, which is told what this server alone has to say."""
+    def metrics_here(self) -> bytes:
+        """The metrics of this server alone, where several share a port."""
+        return self._metrics.text()
 
-        def endpoint(request: Request, respond: Respond) -> Ticket:
-            task = asyncio.get_running_loop().create_task(gather())
+    def join(self, together: Together) -> None:
+        """Answer for all servers that share the port."""
+        self._together = together
 
-            def answer(done: asyncio.Task[bytes]) -> None:
-                if not done.cancelled():
-                    respond(Response(200, (done.result(),), CONTENT_TYPE))
+        async def metrics() -> Response:
+            return Response(200, (await together.metrics(),), CONTENT_TYPE)
 
-            task.add_done_callback(answer)
-            return task
+        async def statistics() -> Response:
+            return json_response(await together.statistics())
 
-        self._fixed[b"/metrics"] = {b"GET": endpoint}
+        self._fixed[b"/metrics"] = _later(metrics)
+        self._fixed[b"/v2/models/stats"] = _later(statistics)
+        self._fixed[b"/v2/health/ready"] = _later(partial(self._all_ready, together, None))
         self._renew()
-        return self._metrics.text
 
     def _of_model(self, model: ServedModel, versions: list[str]) -> dict[bytes, Methods]:
         metadata = model_metadata(model.name, versions, model.platform, model.inputs, model.outputs)
@@ -129,7 +139,16 @@ class Endpoints:
             b"/config": _get(config),
             b"/stats": _get(partial(statistics_document, model)),
             b"/infer": {b"POST": self._infer[model]},
+            **({} if self._together is None else self._of_all(self._together, model)),
         }
+
+    def _of_all(self, together: Together, model: ServedModel) -> dict[bytes, Methods]:
+        """What is asked of a model in every server that shares the port."""
+
+        async def statistics() -> Response:
+            return json_response(await together.statistics(model.name, model.version))
+
+        return {b"/ready": _later(partial(self._all_ready, together, model)), b"/stats": _later(statistics)}
 
     def _described(self) -> Response:
         """The OpenAPI document, made when it is asked for first."""
@@ -170,9 +189,13 @@ class Endpoints:
             self._repository.find(names[3], names[5] if len(names) > 5 and names[4] == "versions" else None)
         raise NotFound(f"nothing at {path.decode('latin-1')!r:.200}")
 
-    def _ready(self, model: ServedModel | None) -> Response:
+    async def _all_ready(self, together: Together, model: ServedModel | None) -> Response:
+        ready = await (together.ready() if model is None else together.ready(model.name, model.version))
+        return self._ready(model, ready)
+
+    def _ready(self, model: ServedModel | None, others: bool = True) -> Response:
         ready = self._repository.ready if model is None else model.ready
-        if ready and not self.draining:
+        if ready and others and not self.draining:
             return json_response({"ready": True} if model is None else {"name": model.name, "ready": True})
         return error_response(503, "the server is stopping" if self.draining else "not ready")
 
@@ -184,6 +207,31 @@ def _get(document: Callable[[], object]) -> Methods:
 def _at_once(answer: Callable[[], Response]) -> Methods:
     def endpoint(request: Request, respond: Respond) -> None:
         respond(answer())
+
+    return {b"GET": endpoint}
+
+
+def _later(answer: Callable[[], Awaitable[Response]]) -> Methods:
+    """What has to be asked of others first."""
+
+    async def answered() -> Response:
+        try:
+            return await answer()
+        except TautenError as fault:
+            return fault_response(fault)
+
+    def endpoint(request: Request, respond: Respond) -> Ticket:
+        def tell(done: asyncio.Task[Response]) -> None:
+            if done.cancelled():
+                return
+            fault = done.exception()
+            if fault is not None:
+                log.error("%r failed", request.head.target.decode("latin-1"), exc_info=fault)
+            respond(_FAILED if fault is not None else done.result())
+
+        task = asyncio.get_running_loop().create_task(answered())
+        task.add_done_callback(tell)
+        return task
 
     return {b"GET": endpoint}
 

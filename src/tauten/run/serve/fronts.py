@@ -36,7 +36,7 @@ class Front:
     """One of ``count`` servers, as it is told to itself.
 
     ``folder`` is where they find each other. ``ready`` is a descriptor to write a byte to once requests are taken, and
-    ``life`` one that ends when the process that started them does.
+    ``life`` one that ends when the process that started them does. ``again`` says that one before it has ended.
     """
 
     index: int
@@ -45,6 +45,7 @@ class Front:
     folder: Path
     ready: int
     life: int
+    again: bool = False
 
     def is_ready(self, stop: Callable[[], object]) -> None:
         """Tell that requests are taken. In the running event loop ``stop`` is called if the first process has gone."""
@@ -110,7 +111,9 @@ class Fronts:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             code = 1
             try:
-                code = self._serve(Front(index, self._count, self.port, self._folder, writing, self._life[0]))
+                again = index in self._started
+                front = Front(index, self._count, self.port, self._folder, writing, self._life[0], again)
+                code = self._serve(front)
             except TautenError as fault:
                 log.error("server %d of %d: %s", index + 1, self._count, fault)
                 code = fault.exit_code

@@ -24,7 +24,7 @@ _METHODS: Final = MESSAGES.methods(INFERENCE)
 
 
 class GrpcEndpoints:
-    """The methods that answer at once, by name: bytes of a request to bytes of the response."""
+    """Each method: bytes of a request to bytes of the response. Those that answer at once are in a dict, by name."""
 
     def __init__(
         self,
@@ -40,14 +40,33 @@ class GrpcEndpoints:
         self._changes: set[asyncio.Future[None]] = set()
         answers: dict[str, Callable[[Any], Document]] = {
             "ServerLive": lambda message: {"live": True},
-            "ServerReady": lambda message: {"ready": self._ready()},
             "ServerMetadata": lambda message: server_metadata(self._version, managed=manager.managed),
-            "ModelReady": lambda message: {"ready": self._model_ready(message.name, message.version)},
             "ModelMetadata": self._metadata,
             "ModelConfig": self._config,
-            "ModelStatistics": self._statistics,
         }
         self.at_once = {name: _answering(_METHODS[name], answer) for name, answer in answers.items()}
+
+    async def server_ready(self, data: bytes) -> bytes:
+        """ServerReady; of all servers where several share the port, as the next two."""
+        together = self._manager.together
+        ready = self._ready() and (together is None or await together.ready())
+        return _response(_METHODS["ServerReady"], {"ready": ready})
+
+    async def model_ready(self, data: bytes) -> bytes:
+        """ModelReady."""
+        method, together = _METHODS["ModelReady"], self._manager.together
+        asked = parse(method.request, data)
+        ready = self._model_ready(asked.name, asked.version)
+        ready = ready and (together is None or await together.ready(asked.name, asked.version or None))
+        return _response(method, {"ready": ready})
+
+    async def statistics(self, data: bytes) -> bytes:
+        """ModelStatistics."""
+        method, together = _METHODS["ModelStatistics"], self._manager.together
+        asked = parse(method.request, data)
+        if together is not None:
+            return _response(method, await together.statistics(asked.name, asked.version or None))
+        return _response(method, self._statistics(asked))
 
     async def index(self, data: bytes) -> bytes:
         """RepositoryIndex."""

@@ -141,6 +141,9 @@ class GrpcServer:
         ours = f"/{INFERENCE.service_name}/"
         unary: dict[str, Unary] = {ours + name: _at_once(answer) for name, answer in endpoints.at_once.items()}
         unary[ours + "ModelInfer"] = infer.infer
+        unary[ours + "ServerReady"] = lambda data, rpc: endpoints.server_ready(data)
+        unary[ours + "ModelReady"] = lambda data, rpc: endpoints.model_ready(data)
+        unary[ours + "ModelStatistics"] = lambda data, rpc: endpoints.statistics(data)
         unary[ours + "RepositoryIndex"] = lambda data, rpc: endpoints.index(data)
         unary[ours + "RepositoryModelLoad"] = lambda data, rpc: endpoints.load(data)
         unary[ours + "RepositoryModelUnload"] = lambda data, rpc: endpoints.unload(data)

@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from threading import Thread
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tauten.artifact.read import Artifact, read_artifact
 from tauten.errors import Forbidden, LoadFailed, NotFound, TautenError
@@ -24,6 +24,9 @@ from tauten.run.serve.catalog import Catalog, Source
 from tauten.run.serve.model import ServedModel, digest_of
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.settings import ServeSettings, check_model_name
+
+if TYPE_CHECKING:
+    from tauten.run.serve.together import Together
 
 T = TypeVar("T")
 
@@ -35,6 +38,7 @@ log = logging.getLogger("tauten.serve")
 _ATTEMPTS: Final = 3
 _LOOK_S: Final = 0.02
 _SHORT_NS: Final = 20_000_000
+_UNLOADED: Final = "unloaded"
 
 
 class Manager:
@@ -61,6 +65,18 @@ class Manager:
         self._seen: dict[str, str] = {}  # the state on disk that each was last loaded from, or failed to
         self._faults: dict[str, str] = {}
         self._old: set[asyncio.Task[None]] = set()
+        self.together: Together | None = None
+        """The servers that share the port, where there are several: what is asked of one is then done by all."""
+
+    @property
+    def unloaded(self) -> dict[str, str]:
+        """What was unloaded on request, and the state on disk in which it stays so."""
+        return {name: self._seen[name] for name, fault in self._faults.items() if fault == _UNLOADED}
+
+    def keep_unloaded(self, unloaded: Mapping[str, str]) -> None:
+        """Take these for unloaded, as another server says: before ``start``."""
+        self._seen.update(unloaded)
+        self._faults.update(dict.fromkeys(unloaded, _UNLOADED))
 
     @property
     def managed(self) -> bool:
@@ -86,17 +102,29 @@ class Manager:
         ``LoadFailed`` where it cannot be served; then what was served before is served still.
         """
         self._check_managed()
-        await self._load(name)
+        await (self.load_here(name) if self.together is None else self.together.load(name))
 
     async def unload(self, name: str) -> None:
         """Serve that model no more. Raises ``Forbidden``, ``ConfigError`` and ``NotFound`` as ``load`` does."""
         self._check_managed()
+        await (self.unload_here(name) if self.together is None else self.together.unload(name))
+
+    async def index(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """What is served, and, unless only what is ``ready`` is asked for, what could be; with the reason why not."""
+        return await (self.index_here(ready=ready) if self.together is None else self.together.index(ready=ready))
+
+    async def load_here(self, name: str) -> None:
+        """``load`` in this server alone, where several share a port."""
+        await self._load(name)
+
+    async def unload_here(self, name: str) -> None:
+        """``unload`` in this server alone."""
         check_model_name(name)
         async with self._locks[name]:
             if not self._repository.versions(name) and name not in await in_thread(self._catalog.names):
                 raise NotFound(f"no model named {name!r:.80} to unload")
             self._seen[name] = await in_thread(partial(self._catalog.state, name))
-            self._faults[name] = "unloaded"
+            self._faults[name] = _UNLOADED
             self._retire(self._repository.remove(name))
             log.info("model %s: unloaded", name)
 
@@ -112,7 +140,7 @@ class Manager:
             return
         for name in names:
             state = await in_thread(partial(self._catalog.state, name))
-            failed = self._faults.get(name, "unloaded") != "unloaded"
+            failed = self._faults.get(name, _UNLOADED) != _UNLOADED
             if state and (state != self._seen.get(name) or (again and failed)):
                 try:
                     await self._load(name)
@@ -125,8 +153,8 @@ class Manager:
             await asyncio.sleep(every_s)
             await self.refresh()
 
-    async def index(self, *, ready: bool = False) -> list[dict[str, str]]:
-        """What is served, and, unless only what is ``ready`` is asked for, what could be; with the reason why not."""
+    async def index_here(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """``index`` of this server alone."""
         repository = self._repository
         found = [
             _entry(model.name, "READY" if model.ready else "UNAVAILABLE", self._faults.get(model.name, ""), model)

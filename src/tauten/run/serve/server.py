@@ -38,8 +38,8 @@ T = TypeVar("T")
 
 log = logging.getLogger("tauten.serve")
 
-_ACCEPT_TURNS: Final = 8
-"""Turns of the event loop until a connection that waits to be accepted is open."""
+_BACKLOG: Final = 1024
+"""Connections that may wait to be accepted."""
 
 
 class Server:
@@ -125,7 +125,7 @@ class Server:
                 lambda: HttpConnection(self._handler, limits, connections),
                 await self._host(),
                 self.settings.port if self._front is None else self._front.port,
-                backlog=1024,
+                backlog=_BACKLOG,
                 ssl=self._tls,
                 reuse_port=True if self._front is not None else None,
             )
@@ -164,8 +164,7 @@ class Server:
         if self._listener is None or self._connections is None:
             return 0
         self._endpoints.draining = True
-        for _ in range(_ACCEPT_TURNS):
-            await asyncio.sleep(0)  # clients that the system has taken already are no refused ones
+        await self._connections.all_accepted(_BACKLOG)
         self._listener.close()
         draining = asyncio.ensure_future(self._connections.drain(self.settings.drain_s))
         calls_cut = 0 if self._grpc is None else await self._grpc.stop()

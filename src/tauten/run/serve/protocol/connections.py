@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Final, Protocol
 
 from tauten.run.serve.protocol.heads import Heads
 
+GRACE_S: Final = 1.0
+"""How long a stopping server waits for requests that were on their way, on connections that are open."""
+
 _SWEEP_S: Final = 0.5
+_ACCEPT_TURNS: Final = 8
 
 
 class Connection(Protocol):
@@ -21,7 +26,9 @@ class Connection(Protocol):
 
     def drain(self) -> None: ...
 
-    def abort(self) -> None: ...
+    def leave(self) -> None: ...
+
+    def abort(self) -> bool: ...
 
 
 class Connections:
@@ -35,7 +42,9 @@ class Connections:
         self.date_line = b""
         self.heads = Heads()
         self._open: set[Connection] = set()
+        self._accepted = 0
         self._draining = False
+        self._leaving = False
         self._all_closed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -48,7 +57,10 @@ class Connections:
 
     def add(self, connection: Connection) -> None:
         self._open.add(connection)
-        if self._draining:
+        self._accepted += 1
+        if self._leaving:
+            connection.leave()
+        elif self._draining:
             connection.drain()
 
     def discard(self, connection: Connection) -> None:
@@ -56,24 +68,44 @@ class Connections:
         if not self._open:
             self._all_closed.set()
 
+    async def all_accepted(self, most: int) -> None:
+        """Wait until no client is left, of at most ``most``, that the system has taken and this has not: it would be
+        reset when the port closes."""
+        idle = 0
+        for _ in range(most + _ACCEPT_TURNS):
+            before = self._accepted
+            await asyncio.sleep(0)  # event loops accept one, or a few, in a turn
+            idle = idle + 1 if self._accepted == before else 0
+            if idle == _ACCEPT_TURNS:
+                return
+
     async def drain(self, timeout_s: float) -> int:
-        """Let every connection finish what it has begun; after ``timeout_s`` cut the rest, and say how many."""
+        """Let every connection finish what it has begun, and what it begins within a moment; then close it.
+
+        A client that keeps its connection cannot know that the server stops, and may have sent a request already: it
+        is answered, and told with the answer that the connection ends. After ``timeout_s`` cut the rest, and say how
+        many had a request or an answer under way.
+        """
         self._draining = True
         self._all_closed.clear()
         for connection in tuple(self._open):
             connection.drain()
-        if self._open:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._all_closed.wait()
-            except TimeoutError:
-                pass
-        cut = tuple(self._open)
-        for connection in cut:
-            connection.abort()
+        grace_s = min(GRACE_S, timeout_s / 2)
+        await self._closed_within(grace_s)
+        self._leaving = True
+        for connection in tuple(self._open):
+            connection.leave()
+        await self._closed_within(timeout_s - grace_s)
+        cut = sum([connection.abort() for connection in tuple(self._open)])
         if self._timer is not None:
             self._timer.cancel()
-        return len(cut)
+        return cut
+
+    async def _closed_within(self, seconds: float) -> None:
+        if self._open:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._all_closed.wait()
 
     def _sweep(self) -> None:
         now = self.loop.time()

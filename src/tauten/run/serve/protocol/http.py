@@ -11,10 +11,12 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol, cast
 
 import httptools
 
+from tauten.run.serve.protocol.bodies import DIRECT_BYTES, LargeBody, lead_of
 from tauten.run.serve.protocol.connections import Connections
 from tauten.run.serve.protocol.heads import Heads
 from tauten.run.serve.protocol.limits import Limits
@@ -114,8 +116,18 @@ class HttpConnection(asyncio.Protocol):
             if data[:end] == self._previous:
                 self._heads.learn(self._previous, self._parsed)
             self._previous = data[:end] if end <= _REPEATED_BYTES else b""
-        if self._receiving and self._quiet_bytes > self._limits.max_head_bytes and not self._deaf:
-            self._refuse(431, f"expected at most {self._limits.max_head_bytes} bytes of headers")
+        if self._receiving and not self._deaf:
+            if self._quiet_bytes > self._limits.max_head_bytes:
+                self._refuse(431, f"expected at most {self._limits.max_head_bytes} bytes of headers")
+            elif self._body:
+                self._receive_directly()
+        self._advance()
+
+    def body_came(self, body: memoryview) -> None:
+        """Told by a ``LargeBody``: the body of the request that is being received is there."""
+        self._complete(body)
+        self._parser = httptools.HttpRequestParser(self)  # the old one waits for that body still
+        self._receive_by(self)
         self._advance()
 
     def eof_received(self) -> bool:
@@ -126,7 +138,7 @@ class HttpConnection(asyncio.Protocol):
         """
         self._deaf = self._last = True
         self._receiving = False
-        return False
+        return False  # the transport closes, once what was answered is sent
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -134,7 +146,7 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
-        self.write_deadline = math.inf
+        self.write_deadline = self._loop.time() + self._limits.send_s if self._lingering else math.inf
         self._advance()
 
     # The parser's calls.
@@ -176,10 +188,13 @@ class HttpConnection(asyncio.Protocol):
         self._body.append(part)
 
     def on_message_complete(self) -> None:
+        self._complete(self._body[0] if len(self._body) == 1 else b"".join(self._body))
+
+    def _complete(self, body: bytes | memoryview) -> None:
+        """The request that is being received has come whole."""
         self._receiving = self._continue_due = False
         self.read_deadline = math.inf
         keep_alive = self._parser.should_keep_alive()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         self._parsed = Head(
             self._parser.get_method(),
@@ -195,13 +210,20 @@ class HttpConnection(asyncio.Protocol):
     # What Connections calls.
 
     def drain(self) -> None:
-        """Answer what has begun to come, then close."""
+        """Answer what has begun to come, or what comes next, and close after it: a request may be on its way."""
+        self._last = True
+
+    def leave(self) -> None:
+        """Close, once what has begun to come is answered."""
         self._last = True
         self._close_when_idle()
 
     def timed_out(self) -> None:
         """``read_deadline`` or ``write_deadline`` has passed."""
-        if self._loop.time() >= self.write_deadline or self._transport.is_closing() or self._deaf:
+        now = self._loop.time()
+        if self._lingering and now < self.write_deadline and self._transport.get_write_buffer_size():
+            self.read_deadline = now + _LINGER_S  # the client reads its answer still
+        elif now >= self.write_deadline or self._transport.is_closing() or self._deaf:
             self._transport.abort()
         elif self._receiving:
             self._refuse(408, f"expected a whole request within {self._limits.receive_s:g} seconds")
@@ -209,9 +231,12 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._close()
 
-    def abort(self) -> None:
-        """Close at once, answered or not."""
+    def abort(self) -> bool:
+        """Close at once; whether that cut a request or an answer."""
+        busy = self._current is not None or bool(self._waiting) or self._receiving
+        busy = busy or self._transport.get_write_buffer_size() > 0
         self._transport.abort()
+        return busy
 
     # The rest.
 
@@ -230,6 +255,20 @@ class HttpConnection(asyncio.Protocol):
                     self._refuse(400, f"malformed HTTP: {fault}")
             return
 
+    def _receive_directly(self) -> None:
+        """Let the rest of a large body come where it stays; not of one in chunks, whose length nobody knows."""
+        length = int(self._headers.get(b"content-length", b"0"))
+        if length - self._body_bytes >= DIRECT_BYTES:
+            self._receive_by(LargeBody(self, length, self._body, lead_of(self._headers)))
+            self._body = []
+
+    def _receive_by(self, protocol: asyncio.BaseProtocol) -> None:
+        """Give what comes to ``protocol``. uvloop looks at its kind only where reading begins."""
+        self._transport.pause_reading()
+        self._transport.set_protocol(protocol)
+        if self._reading:
+            self._transport.resume_reading()
+
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > self._limits.max_head_bytes:
@@ -243,6 +282,8 @@ class HttpConnection(asyncio.Protocol):
         self._enqueue_refusal(error_response(status, message))
 
     def _enqueue_refusal(self, response: Response) -> None:
+        if self._transport.get_protocol() is not self:
+            self._receive_by(self)
         self._waiting.append(response)
         self._receiving = self._continue_due = False
         self._deaf = self._last = True
@@ -329,16 +370,29 @@ class HttpConnection(asyncio.Protocol):
             self._close()
 
     def _close(self) -> None:
+        """Close after what was answered: by halves, where the connection has halves."""
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._linger()
+            return
         self._deaf = True
-        self._transport.close()
+        self._transport.close()  # TLS waits for the client's own goodbye
         self.write_deadline = min(self.write_deadline, self._loop.time() + self._limits.send_s)
 
     def _linger(self) -> None:
-        """Read on a moment before closing: a close with bytes unread would reset what the client has yet to read."""
-        self._lingering = True
+        """Say that no more is answered, and read on until the client closes, or for a moment.
+
+        A close with bytes unread, such as of a request that was on its way, is a reset: it takes from the client what
+        it has yet to read.
+        """
+        if self._lingering:
+            return
+        self._lingering = self._deaf = True
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with suppress(OSError):  # the client has reset the connection, which is heard next
+                self._transport.write_eof()
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
-        self.read_deadline = self._loop.time() + _LINGER_S
+        now = self._loop.time()
+        self.read_deadline = now + _LINGER_S
+        self.write_deadline = min(self.write_deadline, now + self._limits.send_s)

@@ -78,17 +78,19 @@ class Decoder:
         self._raws: dict[int, Layout] = {}
         self._fits: dict[tuple[tuple[int, ...], ...], tuple[int, Hashable]] = {}
 
-    def __call__(self, body: bytes, header_length: int | None) -> tuple[Layout, Sequence[Buffer]]:
+    def __call__(self, body: bytes | memoryview, header_length: int | None) -> tuple[Layout, Sequence[Buffer]]:
         """The layout of the request in ``body``, and a buffer of elements for each input, in the model's order.
 
         Raises ``InputError`` that says what was expected and what came, and nothing else, whatever the bytes.
         """
         if header_length is None:
-            return self._numbers(body)
+            return self._numbers(body if type(body) is bytes else bytes(body))
         if header_length == 0:
             known = self._raws.get(len(body))
             return self._raw(memoryview(body)) if known is None else (known, (body,))
         head = body[:header_length]
+        if type(head) is not bytes:
+            head = bytes(head)
         layout = self._known.get(head)
         if layout is None:
             return self._first(body, head, header_length)
@@ -106,7 +108,7 @@ class Decoder:
             buffers = self._check_elements(layout, buffers)
         return layout, buffers
 
-    def _first(self, body: bytes, head: bytes, header_length: int) -> tuple[Layout, Sequence[Buffer]]:
+    def _first(self, body: bytes | memoryview, head: bytes, header_length: int) -> tuple[Layout, Sequence[Buffer]]:
         """A head that was not seen before. What is its own data, and not JSON's, is remembered with it."""
         layout, buffers = self._decode(*split(memoryview(body), header_length))
         if layout.cuts and layout.id is None and len(head) <= _REMEMBERED_BYTES:

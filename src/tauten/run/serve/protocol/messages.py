@@ -45,11 +45,11 @@ class Head:
 
 
 class Request:
-    """A request that came whole."""
+    """A request that came whole. A large body is a view of memory, and read-only as bytes are."""
 
     __slots__ = ("body", "head")
 
-    def __init__(self, head: Head, body: bytes) -> None:
+    def __init__(self, head: Head, body: bytes | memoryview) -> None:
         self.head = head
         self.body = body
 
