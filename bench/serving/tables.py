@@ -46,11 +46,12 @@ def _rates(points: Iterable[Figures]) -> str:
         found = {name: _same(points, ours, name) for name in PEERS}
         rates = [_rate(found[name]) for name in PEERS]
         over = [_ratio(found[name], "tauten_over_it") for name in PEERS]
+        over[0] = over[0] and f"**{over[0]}**"
         used = ""
         if found["granian"]:
             used = f"{ours['cpu_s_per_1k'] / found['granian']['cpu_s_per_1k']:.2f}"
         lines.append(
-            f"| {_label(ours)} | {_rate(ours)} | {rates[0]} | {rates[1]} | **{over[0]}** | {over[1]} "
+            f"| {_label(ours)} | {_rate(ours)} | {rates[0]} | {rates[1]} | {over[0]} | {over[1]} "
             f"| {_ratio(ours, 'ratio_to_raw')} | {used} |"
         )
     return "\n".join(lines)
