@@ -26,11 +26,11 @@ def null_artifact(path: Path, name: str = "nothing") -> Path:
     )
 
 
-def linear_artifact(path: Path, name: str = "linear") -> Path:
-    """``y = x @ weight``, with the weight ``[[1, 0], [0, 1], [1, 1]]``, for ONNX Runtime."""
+def linear_artifact(path: Path, name: str = "linear", scale: float = 1.0) -> Path:
+    """``y = x @ weight``, with ``scale`` times the weight ``[[1, 0], [0, 1], [1, 1]]``, for ONNX Runtime."""
     from onnx import TensorProto, helper
 
-    weight = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
+    weight = np.array([[1, 0], [0, 1], [1, 1]], np.float32) * np.float32(scale)
     stored = TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=weight.shape)
     stored.data_location = TensorProto.EXTERNAL  # its bytes are not in the graph
     stored.external_data.add(key="location", value="weights")
