@@ -1,4 +1,7 @@
-"""The command ``tauten``: one file a verb. A verb's file imports what the verb needs when it runs, not before."""
+"""The command ``tauten``: one file a verb, which is imported when it is the verb, or when all are told of.
+
+A verb's file imports what the verb needs when it runs, not before.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,21 @@ import errno
 import functools
 import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import version as package_version
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from tauten.cli import bench, compare, demo, evaluate, export, inspect, optimize, pack, serve, unpack
 from tauten.errors import ConfigError, TautenError
 
+VERBS: Final = (
+    "optimize", "compare", "evaluate", "inspect", "export", "pack", "unpack", "serve", "bench", "demo",
+)  # fmt: skip
+"""In the order in which ``--help`` tells of them."""
 INTERRUPTED = 130
 _UsageError: Any = typer.BadParameter.__base__
 """What Typer raises for a command line that it cannot read; it has no public name there."""
@@ -40,15 +50,59 @@ def _told(command: Callable[..., None]) -> Callable[..., None]:
     return told
 
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False
-)
-for verb in (optimize, compare, evaluate, inspect, export, pack, unpack, serve, bench, demo):
-    app.command(verb.__name__.rpartition(".")[2])(_told(verb.command))
+_STYLE: Final[dict[str, Any]] = {
+    "add_completion": False,
+    "rich_markup_mode": "markdown",
+    "pretty_exceptions_enable": False,
+}
+
+
+class _Verbs(Mapping[str, Any]):
+    """The verbs as commands, by name; one is imported when it is asked for."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Any] = {}
+
+    def __getitem__(self, verb: str) -> Any:
+        if verb not in VERBS:
+            raise KeyError(verb)
+        if verb not in self._made:
+            alone = typer.Typer(**_STYLE)
+            alone.command(verb)(_told(import_module(f"tauten.cli.{verb}").command))
+            self._made[verb] = get_command(alone)
+        return self._made[verb]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+
+class _Tauten(TyperGroup):
+    """The command whose commands are the verbs."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        commands: Any = _Verbs()
+        self.commands = commands
+
+
+app = typer.Typer(cls=_Tauten, no_args_is_help=True, **_STYLE)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tauten {package_version('tauten')}")
+        raise typer.Exit
 
 
 @app.callback()
-def tauten() -> None:
+def tauten(
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
     """Make a trained PyTorch model smaller and faster within a budget, measure the file, and serve it."""
 
 
