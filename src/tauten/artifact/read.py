@@ -8,7 +8,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,8 @@ class Artifact:
     checksums: dict[str, str]
     size_bytes: int
     """What the artifact weighs: the bytes of all its files, manifest and checksums included, or of the packed file."""
+    held: Mapping[str, int] | None = None
+    """The open files that it is read from, as ``hold`` gives them; those that lie at ``path`` where there are none."""
 
     def read(self, name: str) -> bytes:
         """The bytes of one of its files, checked again as they are read. Raises ``ArtifactError``."""
@@ -85,7 +87,7 @@ class Artifact:
         return told
 
     def _bytes(self, name: str) -> bytearray:
-        with _opened(self.path) as folder:
+        with _opened(self.path, self.held) as folder:
             # The manifest has no line for itself.
             data = folder.read(name, self.manifest.files.get(name), MAX_MANIFEST_BYTES if name == MANIFEST else None)
         if hashlib.sha256(data).hexdigest() != self.checksums[name]:
@@ -93,15 +95,16 @@ class Artifact:
         return data
 
 
-def read_artifact(path: str | os.PathLike[str]) -> Artifact:
+def read_artifact(path: str | os.PathLike[str], held: Mapping[str, int] | None = None) -> Artifact:
     """The artifact in the folder ``path``, or in a packed file whose name ends in ``.tauten``.
 
-    Raises ``ArtifactError`` where it is neither, a file is missing, changed, larger or smaller than said, a link
-    or outside the folder, or where the schema version is one that this Tauten does not know.
+    With ``held``, it is read from these open files and not from what lies there by now (see ``hold``). Raises
+    ``ArtifactError`` where it is neither, a file is missing, changed, larger or smaller than said, a link or outside
+    the folder, or where the schema version is one that this Tauten does not know.
     """
     path = Path(path)
     # Opened once: all files are then of one artifact, even where another takes its place meanwhile.
-    with _opened(path) as folder:
+    with _opened(path, held) as folder:
         sums = folder.read(CHECKSUMS, limit=MAX_CHECKSUMS_BYTES)
         digests = _parse_checksums(path, sums)
         if MANIFEST not in digests:
@@ -123,7 +126,26 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
             raise ArtifactError(f"{path / MANIFEST}: {fault}") from None
         _check_files(folder, manifest, digests)
         whole = folder.whole_bytes or sum(manifest.files.values()) + len(raw) + len(sums)
-    return Artifact(path, manifest, digests, whole)
+    return Artifact(path, manifest, digests, whole, held)
+
+
+def hold(artifact: Artifact) -> dict[str, int]:
+    """Open every file of ``artifact``, by name; a packed one as "". The caller closes the descriptors.
+
+    Another artifact that takes this one's place leaves them as they are: ``read_artifact`` finds this one in them, and
+    so does a process that inherits them. They are held to its checksums only then, since a file that is overwritten
+    where it lies changes under them. Linux only. Raises ``ArtifactError`` where a file has gone.
+    """
+    path, packed = artifact.path, artifact.path.suffix == SUFFIX and not artifact.path.is_dir()
+    opened: dict[str, int] = {}
+    try:
+        for name in ("",) if packed else (*artifact.checksums, CHECKSUMS):
+            opened[name] = os.open(path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as fault:
+        for descriptor in opened.values():
+            os.close(descriptor)
+        raise ArtifactError(f"{path}: cannot be read: {fault.strerror}") from None
+    return opened
 
 
 def _parse_checksums(path: Path, raw: bytes | bytearray) -> dict[str, str]:
@@ -190,7 +212,12 @@ def _short(value: object) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[_Folder | _Packed]:
+def _opened(path: Path, held: Mapping[str, int] | None) -> Iterator[_Folder | _Packed]:
+    if held is not None:
+        # Each is opened anew: a position that is shared with others who read it would be moved by them.
+        files = {name: f"/proc/self/fd/{descriptor}" for name, descriptor in held.items()}
+        yield _Packed.open(path, files[""]) if "" in files else _Folder(path, -1, files=files)
+        return
     if path.suffix == SUFFIX and not path.is_dir():
         yield _Packed.open(path)
         return
@@ -207,11 +234,12 @@ def _opened(path: Path) -> Iterator[_Folder | _Packed]:
 
 @dataclass(frozen=True)
 class _Folder:
-    """An open folder, whose regular files are read, links not followed."""
+    """An open folder, whose regular files are read, links not followed; or ``files`` that somebody holds open."""
 
     path: Path
     descriptor: int
     whole_bytes: int = 0
+    files: Mapping[str, str] | None = None
 
     def read(self, name: str, size: int | None = None, limit: int | None = None) -> bytearray:
         """All bytes of a file that must have ``size`` bytes, and no more than ``limit``."""
@@ -224,8 +252,11 @@ class _Folder:
         """The same, a block at a time; never more bytes than the file had when it was opened."""
         path = self.path / name
         try:
-            # Without blocking: a pipe would wait for somebody to write.
-            opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.descriptor)
+            if self.files is not None:
+                opened = os.open(self.files.get(name, ""), os.O_RDONLY | os.O_NONBLOCK)
+            else:
+                # Without blocking: a pipe would wait for somebody to write.
+                opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self.descriptor)
         except OSError as fault:
             why = "it is a link" if fault.errno == errno.ELOOP else fault.strerror
             raise ArtifactError(f"{path}: cannot be read: {why}") from None
@@ -241,9 +272,9 @@ class _Packed:
     whole_bytes: int
 
     @classmethod
-    def open(cls, path: Path) -> _Packed:
+    def open(cls, path: Path, file: str | None = None) -> _Packed:
         try:
-            opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            opened = os.open(file or path, os.O_RDONLY | os.O_NONBLOCK)
         except (OSError, ValueError) as fault:
             why = fault.strerror if isinstance(fault, OSError) else fault
             raise ArtifactError(f"{path}: cannot be read: {why}") from None

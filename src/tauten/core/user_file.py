@@ -29,15 +29,19 @@ def folder_on_path(folder: Path) -> Iterator[None]:
             sys.path.append(entry)
 
 
-def run_file(path: Path, error: type[ConfigError] = ConfigError) -> ModuleType:
+def run_file(path: Path, error: type[ConfigError] = ConfigError, text: bytes | None = None) -> ModuleType:
     """The module that a file is, under a private name, which no ``import`` of another module can meet.
 
-    Raises ``error`` where it cannot be read, or fails; it says in which line.
+    ``text`` is what stood in it when somebody read it, where that is to be run and not what it holds by now. Raises
+    ``error`` where it cannot be read, or fails; it says in which line.
     """
     try:
         # Compiled from the text, never from a cached .pyc, which a file that was just rewritten can outrun.
-        with tokenize.open(path) as stream:
-            code = compile(stream.read(), str(path), "exec", dont_inherit=True)
+        if text is not None:
+            code = compile(text, str(path), "exec", dont_inherit=True)
+        else:
+            with tokenize.open(path) as stream:
+                code = compile(stream.read(), str(path), "exec", dont_inherit=True)
     except FileNotFoundError:
         raise error(f"{path}: no such file") from None
     except (SyntaxError, ValueError) as fault:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -16,7 +17,8 @@ import pytest
 
 from tauten.artifact import read
 from tauten.artifact.manifest import CHECKSUMS, MANIFEST
-from tauten.artifact.read import read_artifact
+from tauten.artifact.pack import pack
+from tauten.artifact.read import hold, read_artifact
 from tauten.errors import ArtifactError
 from tauten.run.engines import load
 from tauten.testing.artifacts import tiny_artifact
@@ -276,3 +278,30 @@ def test_all_files_are_of_one_folder_even_when_another_takes_its_place(
     assert found.manifest.files["graph.bin"] == len(b"no graph")
     with pytest.raises(ArtifactError):
         found.graph()
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_files_that_are_held_open_are_those_that_were_there(tiny: Path, tmp_path: Path, kind: str) -> None:
+    path = tiny if kind == "folder" else pack(read_artifact(tiny), tmp_path / "tiny.tauten")
+    artifact = read_artifact(path)
+    weights = {name: array.copy() for name, array in artifact.weights().items()}
+    held = hold(artifact)
+    try:
+        if kind == "folder":
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        again = read_artifact(path, held)
+        assert (again.checksums, again.manifest) == (artifact.checksums, artifact.manifest)
+        assert again.graph()
+        for name, array in again.weights().items():
+            np.testing.assert_array_equal(array, weights[name])
+        if kind == "folder":
+            del held["manifest.json"]
+            with pytest.raises(ArtifactError, match="cannot be read"):
+                read_artifact(path, held)
+    finally:
+        for descriptor in held.values():
+            os.close(descriptor)
+    with pytest.raises(ArtifactError, match="cannot be read"):
+        hold(artifact)

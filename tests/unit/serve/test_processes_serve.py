@@ -13,6 +13,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from tauten.artifact.pack import pack
 from tauten.artifact.read import read_artifact
 from tauten.errors import ConfigError, EngineError, PluginError
 from tauten.run.engines import load
@@ -71,7 +72,8 @@ def test_no_request_is_lost_while_processes_are_killed(tmp_path: Path, balancer:
             async def load_it() -> None:
                 while killed < 4:
                     asked.append(ask(worker, -101))  # ten milliseconds each
-                    await asyncio.sleep(0.002)
+                    # Fewer than the queue takes, however long a busy machine needs to start a process.
+                    await asyncio.sleep(0.002 if worker.waiting < 500 else 0.1)
 
             loading = asyncio.ensure_future(load_it())
             for _ in range(4):
@@ -144,6 +146,84 @@ def test_a_model_is_not_ready_while_none_of_its_processes_is(tmp_path: Path) -> 
         assert float((await late).result[0][0]) == 4
         model.stop()
         assert not model.ready
+
+    in_loop(main)
+
+
+SUM = """
+from tauten import TensorSpec
+
+outputs = [TensorSpec(name="y", shape=("batch", 2))]
+
+
+def after(outputs):
+    return {"y": outputs["y"] + MORE}
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "packed"])
+def test_a_process_that_starts_again_loads_what_the_first_one_did(tmp_path: Path, kind: str) -> None:
+    """Another artifact and another handler lie in the old ones' places by then."""
+    path, handler = tmp_path / "linear", tmp_path / "sum.py"
+
+    def put(scale: float, more: int) -> Path:
+        artifact = linear_artifact(path, scale=scale)
+        handler.write_text(f"{SUM}\nMORE = {more}\n", "utf-8")  # where it lies, as some editors do
+        return artifact if kind == "folder" else pack(read_artifact(artifact), tmp_path / "linear.tauten")
+
+    async def main() -> None:
+        model = ServedModel.load(put(1, 10), handler=handler, workers=2)
+        model.start(ServeSettings())
+        x = rows(3)
+
+        async def answers() -> set[float]:
+            calls = [Call([x.tobytes()], [x.shape], 1, "g", lambda call: None) for _ in range(8)]
+            done = [asyncio.get_running_loop().create_future() for _ in calls]
+            for call, future in zip(calls, done, strict=True):
+                call.answered = future.set_result
+                model.submit(call)
+                await asyncio.sleep(0)
+            return {float(call.result[0][0][0]) for call in await asyncio.gather(*done)}
+
+        assert await answers() == {15.0}  # 3 + 2, and the handler's 10
+        put(2, 20)
+        worker = model._worker
+        assert worker is not None
+        for pid in map(int, children()):
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: not all(one.healthy for one in worker._instances))
+            await until(lambda: all(one.healthy for one in worker._instances))
+            assert await answers() == {15.0}
+        model.stop()
+        before = len(os.listdir("/proc/self/fd"))
+        model.engine.close()
+        assert len(os.listdir("/proc/self/fd")) < before  # the old files are let go
+        new = ServedModel.load(path if kind == "folder" else tmp_path / "linear.tauten", handler=handler, workers=1)
+        assert new.digest != model.digest
+        new.engine.close()
+
+    in_loop(main)
+    assert not children()
+
+
+def test_a_file_that_is_overwritten_where_it_lies_is_not_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        path = linear_artifact(tmp_path / "linear")
+        model = ServedModel.load(path, workers=1)
+        model.start(ServeSettings())
+        weights = path / "weights.bin"
+        kept = weights.read_bytes()
+        weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+        os.kill(int(children()[0]), signal.SIGKILL)
+        await until(lambda: "does not serve" in caplog.text)
+        assert "weights.bin: its bytes are not those that were written" in caplog.text
+        assert not model.ready
+        weights.write_bytes(kept)
+        await until(lambda: model.ready)
+        model.stop()
+        model.engine.close()
 
     in_loop(main)
 

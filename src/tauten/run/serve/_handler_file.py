@@ -37,14 +37,14 @@ class Handler:
     example: Function | None = None
 
 
-def read_handler(path: Path) -> Handler:
-    """The handler in a file, whose folder stays on the path for what it imports.
+def read_handler(path: Path, text: bytes | None = None) -> Handler:
+    """The handler in a file, whose folder stays on the path for what it imports; ``text`` as for ``run_file``.
 
     Raises ``ConfigError`` where it does not load, or holds something other than a handler.
     """
     path = path.absolute()
     with folder_on_path(path.parent):
-        module = run_file(path)
+        module = run_file(path, text=text)
     functions = {name: _function(module, name, path) for name in _FUNCTIONS}
     before, before_each = _one_of(functions, "before", path)
     after, after_each = _one_of(functions, "after", path)

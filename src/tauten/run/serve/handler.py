@@ -147,12 +147,13 @@ class _HandlerFault(Exception):
         self.cause = cause
 
 
-def with_handler(engine: Engine, path: str | os.PathLike[str] | None) -> Engine:
+def with_handler(engine: Engine, path: str | os.PathLike[str] | None, text: bytes | None = None) -> Engine:
     """``engine`` with the handler of a file around it; ``engine`` itself where there is no file.
 
-    Raises ``ConfigError`` where the file holds no handler, or none for this model.
+    ``text`` is what stood in the file when somebody read it, where that counts. Raises ``ConfigError`` where the file
+    holds no handler, or none for this model.
     """
-    return engine if path is None else HandledEngine(read_handler(Path(path)), engine)
+    return engine if path is None else HandledEngine(read_handler(Path(path), text), engine)
 
 
 def _call(function: Function, name: str, *arguments: Mapping[str, Any]) -> Mapping[str, Any]:

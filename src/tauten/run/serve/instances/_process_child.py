@@ -35,16 +35,24 @@ class ProcessSettings(Value):
     """What a worker process loads, and how.
 
     ``artifact`` is the path of one whose files have ``checksums``, so that each process loads the same. ``handler`` is
-    a Python file that runs before and after the model. ``cores`` are those that it keeps to, none for any; ``start_s``
-    is how long it may take to load.
+    a Python file that runs before and after the model. Where there are open files for them, those are read, whatever
+    lies at the paths by now: ``held`` are the artifact's descriptors by name, ``handler_text`` is that of the handler.
+    ``cores`` are those that it keeps to, none for any; ``start_s`` is how long it may take to load.
     """
 
     artifact: Annotated[str, Field(min_length=1)]
     checksums: dict[str, str]
     threads: Annotated[int, Field(ge=1)]
     handler: str | None = None
+    held: dict[str, int] = {}
+    handler_text: int | None = None
     cores: tuple[Annotated[int, Field(ge=0)], ...] = ()
     start_s: Annotated[float, Field(gt=0)] = 120.0
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that a process inherits."""
+        return (*self.held.values(), *(() if self.handler_text is None else (self.handler_text,)))
 
 
 class Specs(NamedTuple):
@@ -75,7 +83,7 @@ class Child:
                 [sys.executable, "-P", "-c", _PROGRAM, *map(str, (*passed, *settings.cores))],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                pass_fds=passed,
+                pass_fds=(*passed, *settings.descriptors),
                 start_new_session=True,
             )
         except BaseException:

@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
@@ -69,10 +70,14 @@ def _load(settings: Mapping[str, Any]) -> Engine:
     from tauten.run.serve.dry_run import dry_run
     from tauten.run.serve.handler import with_handler
 
-    artifact = read_artifact(settings["artifact"])
+    held, text = settings["held"], settings["handler_text"]
+    for descriptor in (*held.values(), *(() if text is None else (text,))):
+        os.set_inheritable(descriptor, False)
+    artifact = read_artifact(settings["artifact"], held or None)
     if artifact.checksums != settings["checksums"]:
         raise EngineError(f"{artifact.path}: not the artifact that the server read: load the model again")
-    engine = with_handler(load(artifact, threads=settings["threads"]), settings["handler"])
+    handler = None if text is None else Path(f"/proc/self/fd/{text}").read_bytes()
+    engine = with_handler(load(artifact, threads=settings["threads"]), settings["handler"], handler)
     dry_run(engine)
     return engine
 

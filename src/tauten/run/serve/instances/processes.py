@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tauten.artifact.read import Artifact
+from tauten.artifact.read import Artifact, hold
 from tauten.core.tensor import Array, Arrays
-from tauten.errors import EngineError
+from tauten.errors import ConfigError, EngineError
 from tauten.run.serve.instance import Instance
 from tauten.run.serve.instances import BringsInstances
 from tauten.run.serve.instances._process_child import Child, ProcessSettings, Specs
@@ -19,11 +20,13 @@ from tauten.run.serve.instances.process import ProcessInstance
 class Processes(BringsInstances):
     """``count`` processes that have loaded what ``settings`` say, tried it, and wait for an event loop to use them.
 
-    The server itself loads neither the model nor the handler: neither can slow it down or end it.
+    The server itself loads neither the model nor the handler: neither can slow it down or end it. The descriptors in
+    ``settings`` become its own.
     """
 
     def __init__(self, settings: ProcessSettings, count: int) -> None:
         self._settings = settings
+        self._let_go = weakref.finalize(self, _close_all, settings.descriptors)
         self._count = count
         self._waiting: list[Child] = []
         specs = self._start()
@@ -42,13 +45,23 @@ class Processes(BringsInstances):
     ) -> Self:
         """Start ``count`` processes for ``artifact``, each with ``threads`` threads, and wait until all are ready.
 
-        Raises ``EngineError`` with what one of them could not do; none is left then.
+        The files are kept open: a process that starts again later loads what the first one did, although another
+        artifact or handler may lie in their place by then. Raises ``EngineError`` with what one of the processes could
+        not do; none is left then. ``ArtifactError`` and ``ConfigError`` where a file has gone.
         """
+        held = hold(artifact)
+        try:
+            text = None if handler is None else _kept(Path(handler))
+        except ConfigError:
+            _close_all(tuple(held.values()))
+            raise
         settings = ProcessSettings(
             artifact=str(artifact.path.absolute()),
             checksums=artifact.checksums,
             threads=threads,
             handler=None if handler is None else str(Path(handler).absolute()),
+            held=held,
+            handler_text=text,
         )
         return cls(settings, count)
 
@@ -67,11 +80,9 @@ class Processes(BringsInstances):
         return {"engine": "processes", "count": self._count, "threads": self._settings.threads}
 
     def close(self) -> None:
-        """End those that no event loop has taken."""
-        children, self._waiting = self._waiting, []
-        for child in children:
-            child.kill()
-            child.reap()
+        """End those that no event loop has taken. None can be started any more."""
+        self._end()
+        self._let_go()
 
     def _start(self) -> Specs:
         try:
@@ -80,8 +91,31 @@ class Processes(BringsInstances):
             # All of them load at once; each one is waited for.
             specs = [child.wait_ready(self._settings.start_s) for child in self._waiting]
         except (EngineError, OSError) as fault:
-            self.close()
+            self._end()
             if isinstance(fault, EngineError):
                 raise
             raise EngineError(f"no worker process could be started: {fault}") from None
         return specs[0]
+
+    def _end(self) -> None:
+        children, self._waiting = self._waiting, []
+        for child in children:
+            child.kill()
+            child.reap()
+
+
+def _kept(handler: Path) -> int:
+    """A descriptor of memory with what stands in the file now: editors write a file anew, or where it lies."""
+    try:
+        text = handler.read_bytes()
+    except OSError as fault:
+        raise ConfigError(f"{handler}: cannot be read: {fault.strerror or fault}") from None
+    descriptor = os.memfd_create("tauten-handler", os.MFD_CLOEXEC)
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(text)
+    return descriptor
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
