@@ -7,22 +7,21 @@ import json
 import logging
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 import pytest
 
-from tauten.errors import ConfigError
+from tauten.errors import ConfigError, EngineError
 from tauten.run.serve.around.guard import Guarded
 from tauten.run.serve.checks import thread_warnings
 from tauten.run.serve.logs import JsonLines, TextLines
 from tauten.run.serve.settings import Security, ServeSettings
 from tauten.run.serve.tls import server_context
-from tests.unit.serve.tiny import WAIT_S, Double, Gated, ask, ones_request, post, running, until, wire
+from tests.unit.serve.collector import PARENT, attributes_of, collecting
+from tests.unit.serve.tiny import WAIT_S, Broken, Double, Gated, ask, ones_request, post, running, until, wire
 
 INFER = "/v2/models/m/infer"
 TOKEN = "a-token-of-the-tests"
@@ -175,42 +174,13 @@ def test_logs_are_lines_for_people_or_for_machines() -> None:
 
 @pytest.fixture
 def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """A collector of spans, as OTLP's own messages; where traces go by the environment."""
-    trace_pb2 = pytest.importorskip("opentelemetry.proto.collector.trace.v1.trace_service_pb2")
-    spans: list[Any] = []
-
-    class Take(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            message = trace_pb2.ExportTraceServiceRequest()
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.headers.get("content-encoding") == "gzip":
-                import gzip
-
-                body = gzip.decompress(body)
-            message.ParseFromString(body)
-            for resource in message.resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    listener = HTTPServer(("127.0.0.1", 0), Take)
-    thread = threading.Thread(target=listener.serve_forever)
-    thread.start()
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{listener.server_port}")
-    yield spans
-    listener.shutdown()
-    thread.join(WAIT_S)
-    listener.server_close()
+    with collecting(monkeypatch) as spans:
+        yield spans
 
 
 def test_a_request_is_a_span_of_the_client_s_trace_with_its_wait_and_its_computing_inside(collector: list[Any]) -> None:
-    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     with running(Double(), observing={"traces": True}) as server:
-        assert ask(server.port, "POST", INFER, ones_request(2), {"traceparent": parent}).status == 200
+        assert ask(server.port, "POST", INFER, ones_request(2), {"traceparent": PARENT}).status == 200
         assert ask(server.port, "GET", "/v2/models/nobody", None).status == 404
         assert ask(server.port, "GET", "/metrics").status == 200
     spans = {span.name: span for span in collector}  # the server has sent all when it has stopped
@@ -223,10 +193,19 @@ def test_a_request_is_a_span_of_the_client_s_trace_with_its_wait_and_its_computi
         assert (inner.trace_id, inner.parent_span_id) == (request.trace_id, request.span_id)
         assert inner.start_time_unix_nano <= inner.end_time_unix_nano
     assert spans["queue"].end_time_unix_nano == spans["compute"].start_time_unix_nano
-    attributes = {pair.key: pair.value for pair in request.attributes}
-    assert attributes["http.response.status_code"].int_value == 200
-    assert attributes["tauten.rows"].int_value == 2
+    attributes = attributes_of(request)
+    assert (attributes["http.response.status_code"], attributes["tauten.rows"]) == (200, 2)
     assert spans["GET /v2/models/nobody"].trace_id != request.trace_id
+
+
+def test_a_server_that_fails_marks_its_span(collector: list[Any]) -> None:
+    with running(Broken(EngineError("it broke")), observing={"traces": True}) as server:
+        assert ask(server.port, "POST", INFER, ones_request()).status == 500
+        assert ask(server.port, "POST", INFER, b"{").status == 400
+    spans = [span for span in collector if span.name == f"POST {INFER}"]
+    failed, refused = sorted(spans, key=lambda span: len(span.attributes), reverse=True)
+    assert (failed.status.code, attributes_of(failed)["error.type"]) == (2, "500")
+    assert (refused.status.code, "error.type" in attributes_of(refused)) == (0, False)
 
 
 def test_threads_against_cores() -> None:

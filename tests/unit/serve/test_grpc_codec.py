@@ -22,6 +22,7 @@ from tauten.run.serve.protocol.grpc import codec
 from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, Encoder, parse_request, raw_fields, split_raw
 from tauten.run.serve.protocol.grpc.messages import HEALTH, INFERENCE, MESSAGES, REFLECTIONS
 from tauten.run.serve.protocol.grpc.schema import Schema
+from tauten.run.serve.protocol.grpc.seen import SeenRequests, cut
 from tests.unit.serve.grpc_tiny import REQUEST, RESPONSE, arrays_of, field_of, ones, request_of
 
 X = TensorSpec(name="x", shape=("batch", 3))
@@ -124,6 +125,125 @@ def test_any_bytes_are_a_request_or_an_input_error(data: st.DataObject) -> None:
         valid[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(InputError):
         Decoder((X,), (X,))(*parse_request(bytes(valid[: data.draw(st.integers(0, len(valid)))])))
+
+
+def again(seen: SeenRequests[Decoder], data: bytes) -> tuple[Asked, list[bytes]] | None:
+    """What is remembered of ``data``, and its tensors as bytes."""
+    found = seen.find(data)
+    if found is None:
+        return None
+    buffers = found.way.again(found.asked, cut(data, found.cuts))
+    return found.asked, [bytes(memoryview(buffer).cast("B")) for buffer in buffers]
+
+
+@given(tensors(), st.randoms(use_true_random=False))
+def test_a_request_like_one_seen_before_says_what_it_would_say_read_anew(tensors: Any, random: Any) -> None:
+    specs, arrays_given = tensors
+    names = list(arrays_given)
+    random.shuffle(names)
+    decoder, seen = Decoder(specs, specs), SeenRequests[Decoder]()
+    first, second = (
+        request_of(dict(zip(names, values, strict=True))).SerializeToString()
+        for values in ([arrays_given[name] for name in names], [arrays_given[name][::-1].copy() for name in names])
+    )
+    asked, _ = decoder(*parse_request(first))
+    seen.learn(first, decoder, asked)
+    remembered = again(seen, second)
+    assert remembered is not None
+    assert remembered[0] is asked
+    _, buffers = decoder(*parse_request(second))
+    assert remembered[1] == [bytes(memoryview(buffer).cast("B")) for buffer in buffers]
+    assert seen.find(second[:-1]) is None
+    assert seen.find(second + b"\x1a\x011") is None  # an id behind it
+
+
+def test_what_is_seen_is_the_same_in_all_but_its_tensors() -> None:
+    two = Decoder((X, Y), (X,))
+    seen = SeenRequests[Decoder]()
+
+    def pair(rows: int, columns: int, fill: int = 0) -> bytes:
+        arrays_of_both = {"x": np.full((rows, 3), fill, np.float32), "y": np.full((rows, columns), fill, np.int8)}
+        return bytes(request_of(arrays_of_both).SerializeToString())
+
+    data = pair(1, 12)
+    asked, _ = two(*parse_request(data))
+    seen.learn(data, two, asked)
+    assert again(seen, pair(1, 12, 1)) == (asked, [np.ones(3, np.float32).tobytes(), b"\1" * 12])
+    assert seen.find(pair(1, 11)) is None
+    assert seen.find(pair(2, 12)) is None
+    # As long as the one before, with the same beginning: but the second tensor has another length than its shape.
+    message = REQUEST.FromString(data)
+    del message.raw_input_contents[1:]
+    message.raw_input_contents.extend([b"\0" * 4, b"\0" * 6])
+    other = message.SerializeToString()
+    assert len(other) == len(data)
+    assert seen.find(other) is None
+
+
+def test_a_request_that_goes_on_behind_its_tensors_is_another() -> None:
+    decoder, seen = Decoder((X,), (X,)), SeenRequests[Decoder]()
+    short, long = ones(1).SerializeToString(), ones(2).SerializeToString()
+    for data in (short, long):
+        seen.learn(data, decoder, decoder(*parse_request(data))[0])
+    with_id = short + b"\x1a\x0a0123456789"
+    assert len(with_id) == len(long)
+    assert seen.find(short) is not None
+    assert seen.find(with_id) is None
+
+
+def test_what_differs_each_time_or_is_not_plain_is_not_remembered() -> None:
+    decoder = Decoder((X,), (X,))
+    for data in (
+        ones(typed=True).SerializeToString(),
+        ones().SerializeToString() + b"\x0a\x01m",  # the model's name once more, behind the tensors
+        ones(model="m" * 5000).SerializeToString(),
+    ):
+        seen = SeenRequests[Decoder]()
+        asked, _ = decoder(*parse_request(data))
+        seen.learn(data, decoder, asked)
+        assert seen.find(data) is None
+
+
+def test_no_client_fills_the_memory_with_what_it_sends() -> None:
+    decoder, seen = Decoder((X,), (X,)), SeenRequests[Decoder]()
+    for number in range(3000):
+        data = ones(1 + number % 3, model=f"m{number}").SerializeToString()
+        seen.learn(data, decoder, decoder(*parse_request(data))[0])
+        assert seen.find(data) is not None
+    assert len(seen._seen) <= 512
+    assert len(seen._ends) <= 512
+
+
+def test_truth_values_and_elements_of_bytes_are_looked_at_in_each_request() -> None:
+    text = BytesSpec(name="text", shape=(1,))
+    for spec, good, bad in (
+        (B, b"\x01\x00", b"\x01\x02"),
+        (text, pack_elements([b"abcd"]), b"\xff" + pack_elements([b"abcd"])[1:]),
+    ):
+        message = request_of({"b": np.array([True, False])}) if spec is B else REQUEST(raw_input_contents=[good])
+        if spec is text:
+            message.inputs.add(name="text", datatype="BYTES", shape=[1])
+        message.raw_input_contents[0] = good
+        data = message.SerializeToString()
+        decoder, seen = Decoder((spec,), (X,)), SeenRequests[Decoder]()
+        seen.learn(data, decoder, decoder(*parse_request(data))[0])
+        message.raw_input_contents[0] = bad
+        with pytest.raises(InputError, match=spec.name):
+            again(seen, message.SerializeToString())
+
+
+def test_what_answers_begin_with_is_remembered_by_what_they_are() -> None:
+    encode = Encoder("m", "1", (X,))
+    asked = Asked((), [], 1, ALONE, [0], 0, 0, wants_final=False)
+    plain = np.arange(12, dtype=np.float32).reshape(4, 3)
+    for array in (plain, plain + 1, plain[:2], plain.T.copy().T, plain.astype(">f4"), plain.astype(np.int64), plain):
+        answer = arrays_of(RESPONSE.FromString(encode(asked, [array])))["x"]
+        np.testing.assert_array_equal(answer, array)
+    whole = RESPONSE.FromString(encode(asked, [plain], "7", {"a": 1, "b": True, "c": "d"}))
+    assert (whole.id, whole.parameters["a"].int64_param, whole.parameters["c"].string_param) == ("7", 1, "d")
+    texts = [to_objects([b"a" * size], (1,)) for size in (1, 5)]
+    for text in texts:
+        assert RESPONSE.FromString(encode(asked, [text])).raw_output_contents[0] == pack_elements(text.tolist())
 
 
 def test_rows_and_groups() -> None:

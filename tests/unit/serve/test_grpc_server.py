@@ -23,7 +23,7 @@ from tauten.run.serve.catalog import Catalog
 from tauten.run.serve.grpc_infer import STREAM_DEPTH
 from tauten.run.serve.protocol.limits import Limits
 from tauten.run.serve.settings import Observing, Security
-from tests.unit.serve.artifacts import null_artifact
+from tests.unit.serve.artifacts import linear_artifact, null_artifact
 from tests.unit.serve.grpc_tiny import (
     METHODS,
     RunningGrpc,
@@ -69,6 +69,17 @@ def test_raw_and_typed_requests_answer_the_same(channel: Any) -> None:
         found = arrays_of(response)
         np.testing.assert_array_equal(found["double"], x * 2, strict=True)
         np.testing.assert_array_equal(found["total"], x.sum(axis=1), strict=True)
+
+
+def test_each_answer_has_its_request_s_own_id_numbers_and_outputs(channel: Any) -> None:
+    for index, request_id in enumerate(["1", "2", "", "", "1"]):
+        message = request_of({"x": np.full((1, 3), index, np.float32)}, outputs=["total"] if index % 2 else [])
+        message.id = request_id
+        response = ask_grpc(channel, "ModelInfer", message)
+        assert response.id == request_id
+        found = arrays_of(response)
+        assert set(found) == ({"total"} if index % 2 else {"double", "total"})
+        assert found["total"].tolist() == [3 * index]
 
 
 def test_only_the_outputs_that_are_asked_for_in_their_order(channel: Any) -> None:
@@ -442,6 +453,11 @@ def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
         other = change("RepositoryModelLoad", "a")
         other.parameters["config"].string_param = "{}"
         assert failed(channel, other, "RepositoryModelLoad")[0] == "INVALID_ARGUMENT"
+        shutil.rmtree(tmp_path / "a")
+        linear_artifact(tmp_path / "a")
+        ask_grpc(channel, "RepositoryModelLoad", change("RepositoryModelLoad", "a"))
+        response = ask_grpc(channel, "ModelInfer", ones(2, model="a"))  # the same bytes, and another model
+        assert arrays_of(response)["y"].tolist() == [[2, 2]] * 2
         ask_grpc(channel, "RepositoryModelUnload", change("RepositoryModelUnload", "a"))
         assert failed(channel, ones(model="a"))[0] == "NOT_FOUND"
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from time import perf_counter_ns
-from typing import Any, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from grpc.aio import EOF
 
@@ -44,12 +44,19 @@ _EXPLAIN: Final = EXPLAIN.lower()
 _FINAL: Final = "triton_final_response"
 
 
+class _Way(NamedTuple):
+    """A model, and how its requests are read and its answers written."""
+
+    model: ServedModel
+    decode: Decoder
+    encode: Encoder
+
+
 class _Pending(NamedTuple):
     """A request that was handed on. ``limit_ns`` is when its own deadline passes, 0 for none."""
 
     rpc: Rpc
-    model: ServedModel
-    encode: Encoder
+    way: _Way
     call: Call
     asked: Asked
     id: str
@@ -65,8 +72,7 @@ class GrpcInfer:
         self._repository = repository
         self._exact = exact
         self._pace = Pace(asyncio.get_running_loop(), rate=REFUSALS_A_SECOND)
-        self._seen = SeenRequests()
-        self._ways: dict[ServedModel, tuple[Decoder, Encoder]] = {}
+        self._forget()
         repository.on_change(self._forget)
 
     async def infer(self, data: bytes, rpc: Rpc) -> bytes:
@@ -132,39 +138,32 @@ class GrpcInfer:
             return encode_streamed_fault(details_of(fault), item.id if isinstance(item, _Pending) else "")
 
     def _forget(self) -> None:
-        """Models have changed: those that are there no more shall leave nothing behind."""
-        there = set(self._repository)
-        self._ways = {model: way for model, way in self._ways.items() if model in there}
-        self._seen = SeenRequests()
+        """Other models are there, or the same under other names: nothing that is known of requests holds."""
+        self._ways: dict[ServedModel, _Way] = {}
+        self._seen = SeenRequests[_Way]()
 
     def _submit(self, data: bytes, rpc: Rpc) -> _Pending:
         """Decode a request and hand it on. Raises ``NotFound``, ``NotReady``, ``InputError`` and ``Overloaded``."""
         started = perf_counter_ns()
+        request_id = ""
         seen = self._seen.find(data)
-        message: Any = None
         if seen is None:
             message, raw = parse_request(data)
-            model = self._repository.find(message.model_name, message.model_version or None)
+            way = self._way(self._repository.find(message.model_name, message.model_version or None))
         else:
-            model = self._repository.find(seen.name, seen.version or None)
+            way = seen.way
+        model = way.model
         try:
             if model.full:  # before it costs anything more
                 raise Overloaded("the queue is full: try again later")
-            way = self._ways.get(model)
-            if way is None:
-                way = self._ways[model] = (
-                    Decoder(model.inputs, model.outputs, batches=not self._exact),
-                    Encoder(model.name, model.version, model.outputs),
-                )
-            decode, encode = way
-            if seen is not None and seen.decoder is decode:
-                asked = seen.asked
-                buffers = decode.again(asked, cut(data, seen.cuts))
+            if seen is None:
+                asked, buffers = way.decode(message, raw)
+                request_id = message.id
+                if not request_id:
+                    self._seen.learn(data, way, asked)
             else:
-                if message is None:  # another model has that name by now
-                    message, raw = parse_request(data)
-                asked, buffers = decode(message, raw)
-                self._seen.learn(data, message, decode, asked)
+                asked = seen.asked
+                buffers = way.decode.again(asked, cut(data, seen.cuts))
         except TautenError as fault:
             model.statistics.failed(reason_of(fault), perf_counter_ns() - started)
             raise
@@ -176,14 +175,21 @@ class GrpcInfer:
         if asked.timeout_ns and not 0 < deadline_ns <= started + asked.timeout_ns:
             deadline_ns = started + asked.timeout_ns
         call.deadline_ns = deadline_ns
-        request_id = "" if message is None else message.id
-        pending = _Pending(rpc, model, encode, call, asked, request_id, answered, perf_counter_ns(), deadline_ns)
+        pending = _Pending(rpc, way, call, asked, request_id, answered, perf_counter_ns(), deadline_ns)
         model.submit(call)
         return pending
 
+    def _way(self, model: ServedModel) -> _Way:
+        way = self._ways.get(model)
+        if way is None:
+            decode = Decoder(model.inputs, model.outputs, batches=not self._exact)
+            way = self._ways[model] = _Way(model, decode, Encoder(model.name, model.version, model.outputs))
+        return way
+
     async def _finish(self, pending: _Pending, *, explain: bool, in_stream: bool = False) -> bytes:
         """The answer to a request, as bytes, when it is there; what it took goes into the statistics."""
-        model, call, asked = pending.model, pending.call, pending.asked
+        way, call, asked = pending.way, pending.call, pending.asked
+        model = way.model
         statistics = model.statistics
         try:
             await pending.answered
@@ -192,7 +198,7 @@ class GrpcInfer:
             parameters: dict[str, bool | int | str] = _explanation(pending) if explain else {}
             if in_stream and asked.wants_final:
                 parameters[_FINAL] = True
-            data = pending.encode(asked, cast("Sequence[Array]", call.result), pending.id, parameters)
+            data = way.encode(asked, cast("Sequence[Array]", call.result), pending.id, parameters)
         except asyncio.CancelledError:
             self._given_up(pending)
             raise
@@ -213,7 +219,7 @@ class GrpcInfer:
     def _given_up(self, pending: _Pending) -> None:
         """Nobody waits for this answer any more."""
         pending.call.cancel()
-        pending.model.statistics.failed("CANCELED", perf_counter_ns() - pending.call.arrived_ns)
+        pending.way.model.statistics.failed("CANCELED", perf_counter_ns() - pending.call.arrived_ns)
 
 
 def _settle(call: Call) -> None:

@@ -8,37 +8,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
-from tauten.run.serve.protocol.grpc.codec import VIEWS_FROM_BYTES, Asked, Decoder, Raw, raw_fields
+from tauten.run.serve.protocol.grpc.codec import VIEWS_FROM_BYTES, Asked, Raw, raw_fields
 
 _MOST: Final = 512
 _MOST_BYTES: Final = 4096
 _MOST_ENDS: Final = 8
 
 
-class Seen(NamedTuple):
-    """A request but for its raw tensors: whose it is, what ``decoder`` made of it, and where its tensors lie.
+Way = TypeVar("Way")
+"""What answers a request, as the one who asks knows it."""
+
+
+class Seen(NamedTuple, Generic[Way]):
+    """A request but for its raw tensors: what answers it, what it says, and where its tensors lie.
 
     ``between`` are the bytes from the end of each tensor but the last to the beginning of the next.
     """
 
-    name: str
-    version: str
-    decoder: Decoder
+    way: Way
     asked: Asked
     cuts: tuple[tuple[int, int], ...]
     between: tuple[tuple[int, int, bytes], ...]
 
 
-class SeenRequests:
+class SeenRequests(Generic[Way]):
     """Requests that were read before, by their bytes up to the first raw tensor, the length of that included."""
 
     def __init__(self) -> None:
-        self._seen: dict[bytes, Seen] = {}
+        self._seen: dict[bytes, Seen[Way]] = {}
         self._ends: dict[int, tuple[int, ...]] = {}  # where such bytes may end, by the length of the whole message
 
-    def find(self, data: bytes) -> Seen | None:
+    def find(self, data: bytes) -> Seen[Way] | None:
         """The one that ``data`` equals but for its raw tensors."""
         for end in self._ends.get(len(data), ()):
             seen = self._seen.get(data[:end])
@@ -49,14 +51,13 @@ class SeenRequests:
                 return seen
         return None
 
-    def learn(self, data: bytes, message: Any, decoder: Decoder, asked: Asked) -> None:
-        """Remember what ``decoder`` made of ``data``, which is ``message``.
+    def learn(self, data: bytes, way: Way, asked: Asked) -> None:
+        """Remember what ``data`` says. It has no id: those differ each time.
 
-        Not where it has no raw tensors, or has an id, as those differ each time; nor where anything else stands behind
-        the first of the tensors. A full table is emptied: clients that never repeat themselves shall not fill the
-        memory.
+        Nothing is remembered where it has no raw tensors, or where anything else stands behind the first of them. A
+        full table is emptied: clients that never repeat themselves shall not fill the memory.
         """
-        fields = () if message.id else raw_fields(data)
+        fields = raw_fields(data)
         if not fields or fields[0].begin > _MOST_BYTES or fields[-1].end != len(data):
             return
         pairs = tuple(pairwise(fields))
@@ -71,9 +72,7 @@ class SeenRequests:
         if begin not in ends:
             self._ends[len(data)] = (*ends, begin)
         self._seen[data[:begin]] = Seen(
-            message.model_name,
-            message.model_version,
-            decoder,
+            way,
             asked,
             tuple((field.begin, field.end) for field in fields),
             tuple((one.end, following.begin, data[one.end : following.begin]) for one, following in pairs),
