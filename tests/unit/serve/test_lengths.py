@@ -30,8 +30,11 @@ LENGTHS = Lengths(Masked.padding, INPUTS, OUTPUTS)
 
 @st.composite
 def requests(draw: st.DrawFn) -> Arrays:
-    """One to three rows of up to 20 open columns, more of them closed at the end or in front; some open nothing."""
-    lengths = draw(st.lists(st.integers(1, 20), min_size=1, max_size=3))
+    """One to three rows of few open columns, more of them closed at the end or in front; some open nothing.
+
+    Or of many: there a bucket is longer than the multiple.
+    """
+    lengths = draw(st.lists(draw(st.sampled_from([st.integers(1, 20), st.integers(65, 80)])), min_size=1, max_size=3))
     columns = max(lengths) + draw(st.sampled_from([0, 0, 1, 9]))
     if draw(st.integers(0, 7)) == 0:
         lengths[-1] = 0
@@ -200,9 +203,10 @@ def test_answers_are_those_of_each_request_alone(
     asyncio.run(main())
 
 
-def test_what_fits_runs_at_once_and_what_does_not_does_not() -> None:
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_fits_runs_at_once_and_what_does_not_does_not(cached: bool) -> None:
     async def main() -> None:
-        with tried(Masked()) as there:
+        with tried(Masked(), cached=cached) as there:
             waiting = [there.ask(inputs_of([length], length)) for length in (9, 16, 17, 12, 8)]
             calls = [await future for _, future in waiting]
             assert sorted(there.engine.seen) == [(1, 8), (1, 17), (3, 16)]
@@ -241,15 +245,17 @@ def test_no_length_reaches_the_engine_that_nobody_sent() -> None:
     asyncio.run(main())
 
 
-def test_parts_of_a_large_request_run_with_others_of_its_lengths() -> None:
+@pytest.mark.parametrize(("long", "other", "padded"), [(12, 14, [2, 0]), (75, 66, [0, 9])])
+def test_parts_of_a_large_request_run_with_others_of_its_lengths(long: int, other: int, padded: list[int]) -> None:
     async def main() -> None:
         with tried(Masked(), max_batch=4) as there:
-            large, small = inputs_of([9, 12, 10, 11, 9], 12), inputs_of([14, 14, 13], 14)
+            large, small = inputs_of([9, 12, 10, 11, long], long), inputs_of([9, other, 11], other)
             waiting = [there.ask(large), there.ask(small)]
             calls = [await future for _, future in waiting]
             assert [sums(call) for call in calls] == [alone(large), alone(small)]
-            assert there.engine.seen == [(4, 12), (4, 14)]
-            assert (calls[0].why, calls[0].padded, calls[1].padded) == ("split", 2, 0)
+            assert there.engine.seen == [(4, long), (4, max(long, other))]
+            assert calls[0].why == "split"
+            assert [call.padded for call in calls] == padded
 
     asyncio.run(main())
 
