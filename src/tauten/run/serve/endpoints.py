@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -13,7 +13,6 @@ from urllib.parse import unquote_to_bytes
 from tauten.errors import NotFound, TautenError
 from tauten.run.serve.infer import Infer
 from tauten.run.serve.manager import Manager
-from tauten.run.serve.metrics import CONTENT_TYPE, Metrics, statistics_document
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.http import Respond, Ticket
 from tauten.run.serve.protocol.messages import (
@@ -28,8 +27,10 @@ from tauten.run.serve.protocol.metadata import model_config, model_metadata, ser
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.repository_endpoints import RepositoryEndpoints
 from tauten.run.serve.settings import ServeSettings
+from tauten.run.serve.statistics_document import statistics_document
 
 if TYPE_CHECKING:
+    from tauten.run.serve.metrics import Metrics
     from tauten.run.serve.together import Together
 
 Endpoint = Callable[[Request, Respond], Ticket | None]
@@ -38,6 +39,7 @@ Methods = dict[bytes, Endpoint]
 log = logging.getLogger("tauten.serve")
 
 _FAILED: Final = error_response(500, "internal error: the server's log has the details")
+_METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 _PAGE_HEADERS: Final = (
     (b"Content-Security-Policy", b"default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"),
     (b"X-Content-Type-Options", b"nosniff"),
@@ -49,7 +51,6 @@ class Endpoints:
 
     def __init__(self, repository: Repository, manager: Manager, version: str, settings: ServeSettings) -> None:
         self._repository = repository
-        self._metrics = Metrics(repository)
         self._settings = settings
         self._version = version
         self._management = RepositoryEndpoints(manager)
@@ -64,7 +65,7 @@ class Endpoints:
             b"/v2/health/ready": _at_once(lambda: self._ready(None)),
             b"/v2/models/stats": _get(lambda: statistics_document(*repository)),
             b"/v2/repository/index": self._management.index,
-            b"/metrics": _at_once(lambda: Response(200, (self._metrics.text(),), CONTENT_TYPE)),
+            b"/metrics": _at_once(lambda: Response(200, (self.metrics_here(),), _METRICS_TYPE)),
             b"/openapi.json": _at_once(self._described),
             b"/docs": _at_once(_page),
         }
@@ -108,14 +109,21 @@ class Endpoints:
 
     def metrics_here(self) -> bytes:
         """The metrics of this server alone, where several share a port."""
-        return self._metrics.text()
+        return self.metrics.text()
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """This server's figures. Made when they are first wanted: what writes them takes long to import."""
+        from tauten.run.serve.metrics import Metrics
+
+        return Metrics(self._repository)
 
     def join(self, together: Together) -> None:
         """Answer for all servers that share the port."""
         self._together = together
 
         async def metrics() -> Response:
-            return Response(200, (await together.metrics(),), CONTENT_TYPE)
+            return Response(200, (await together.metrics(),), _METRICS_TYPE)
 
         async def statistics() -> Response:
             return json_response(await together.statistics())

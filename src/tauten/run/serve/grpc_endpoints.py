@@ -10,13 +10,13 @@ from google.protobuf.json_format import ParseDict
 
 from tauten.errors import NotFound, NotReady
 from tauten.run.serve.manager import Manager
-from tauten.run.serve.metrics import statistics_document
 from tauten.run.serve.protocol.grpc.codec import parse
 from tauten.run.serve.protocol.grpc.messages import INFERENCE, MESSAGES
 from tauten.run.serve.protocol.grpc.schema import Method
 from tauten.run.serve.protocol.metadata import model_config, model_metadata, server_metadata
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.repository_endpoints import refuse_overrides
+from tauten.run.serve.statistics_document import statistics_document
 
 Document = dict[str, Any]
 

@@ -76,7 +76,7 @@ class Server:
         self._tls = tls(self.settings.security)
         self._front = front
         self._together: Together | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._cache: Cache | None = None
         self._grpc = _grpc_server(self._repository, self.settings, self.manager, self._around)
         self._listener: asyncio.Server | None = None
@@ -150,6 +150,7 @@ class Server:
             await self._together.agree()
         if self.settings.watch_s is not None:
             self._begin(self.manager.watch(self.settings.watch_s))
+        self._begin(asyncio.to_thread(lambda: self._endpoints.metrics))  # before the first scrape waits for it
 
     def reload(self) -> None:
         """Begin to load what has changed on disk."""
@@ -220,7 +221,7 @@ class Server:
             for line in thread_warnings(len(models), instances, threads, cores()):
                 log.warning("%s", line)
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
         """Do ``work`` beside all else, until the server stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from tauten.errors import LoadFailed, NotFound, NotReady, TautenError
 from tauten.run.serve.manager import Manager
-from tauten.run.serve.metrics import statistics_document
 from tauten.run.serve.one_view import merged_index, merged_metrics, merged_statistics
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.siblings import ABSENT, SILENT, Siblings
+from tauten.run.serve.statistics_document import statistics_document
 
 _READY_S: Final = 0.5
 """Probes wait for a second."""
