@@ -26,8 +26,8 @@ from bench._fitted import CACHE
 from tauten.core.tensor import Array
 from tauten.make.datasets import Name, mnist
 
-SEEDS: Final = (3, 4, 5)
-"""With those before, other recipes were looked at."""
+SEEDS: Final = {"lenet_300_100": (6, 8, 9), "lenet_5": (3, 4, 5)}
+"""With those that are left out, other recipes were looked at."""
 BATCH: Final = 128
 PICTURES: Final[Name] = "mnist"
 SIDE: Final = 28
@@ -45,7 +45,7 @@ def main() -> None:
         return
     figures = {}
     for name in sys.argv[1:] or CASES:
-        figures[name] = summary({seed: run(CASES[name], seed) for seed in SEEDS})
+        figures[name] = summary({seed: run(CASES[name], seed) for seed in SEEDS[name]})
         print(name, json.dumps(figures[name], indent=1))
     path = CACHE / "compression-lenet.json"
     kept = json.loads(path.read_text()) if path.is_file() else {}
@@ -127,7 +127,7 @@ CASES: Final = {
         PICTURES,
         lenet_300_100,
         partial(task_of, "lenet_300_100", epochs=15),
-        {"compress.rate": {"bytes": 5_380, "epochs": 80, **RATE}},
+        {"compress.rate": {"bytes": 5_380, "epochs": 180, **RATE}},
         partial(training, MILD),
     ),
     "lenet_5": Case(
