@@ -20,6 +20,7 @@ from tauten.run.serve.cache.settings import CacheSettings
 from tauten.run.serve.call import Batch, Call, divide, gather
 from tauten.run.serve.lengths import Bucket, Lengths, bound_of, open_length
 from tauten.run.serve.model import ServedModel
+from tauten.run.serve.protocol.buffer import ALONE
 from tauten.run.serve.protocol.metadata import model_config
 from tauten.run.serve.settings import ServeSettings
 from tests.unit.serve.masked import INPUTS, OUTPUTS, Masked, call_of, inputs_of
@@ -258,6 +259,26 @@ def test_parts_of_a_large_request_run_with_others_of_its_lengths(long: int, othe
             assert [call.padded for call in calls] == padded
 
     asyncio.run(main())
+
+
+def test_a_request_that_shares_with_none_is_padded_with_none() -> None:
+    async def main() -> None:
+        with tried(Masked()) as there:
+            future: asyncio.Future[Call] = asyncio.get_running_loop().create_future()
+            call = call_of(inputs_of([9], 9), future.set_result)
+            call.group = ALONE
+            there.model.submit(call)
+            _, other = there.ask(inputs_of([10], 10))
+            assert [(await one).batch_rows for one in (future, other)] == [1, 1]
+
+    asyncio.run(main())
+
+
+def test_a_model_without_a_batch_has_no_buckets() -> None:
+    engine = Masked()
+    engine.outputs = (TensorSpec(name="sum", shape=()),)
+    assert Lengths.of(engine) is None
+    assert Lengths.of(Masked()) is not None
 
 
 def test_a_model_without_padding_has_no_such_stage() -> None:
