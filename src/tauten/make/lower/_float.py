@@ -25,6 +25,7 @@ from tauten.make.lower._remembered import remembered
 from tauten.make.lower._rewrite import name_transposed, pool_means
 from tauten.make.lower._rows import needed_rows
 from tauten.make.lower._samples import rows
+from tauten.make.lower._torchlib import translations_kept
 from tauten.make.model.imported import OnnxModule
 from tauten.make.model.model import Model
 from tauten.make.model.pass_ import Context
@@ -143,7 +144,7 @@ def _padding(
 def to_onnx(exported: Exported, inputs: tuple[TensorSpec, ...]) -> tuple[ModelProto, torch.export.ExportedProgram]:
     """The graph with its weights inside, and the program whose nodes its values are named after."""
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), translations_kept():
             made = torch.onnx.export(
                 exported.program,
                 (),
