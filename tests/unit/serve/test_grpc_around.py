@@ -20,7 +20,8 @@ NOWHERE = "/inference.GRPCInferenceService/Nowhere"
 TOKEN = "a-token-of-the-tests"
 TRACED = Observing(traces=True)
 LOGGED = Observing(access_log=True)
-ERROR = 2
+SERVER = 2  # a kind of span
+ERROR = 2  # a status of one
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_span_has_its_status_and_the_server_s_own_faults_are_marked(collector:
             "UNIMPLEMENTED": ask_path(channel, NOWHERE),
         }
     assert found == {name: name for name in found}
-    spans = {attributes_of(span)["rpc.response.status_code"]: span for span in collector if span.kind == 2}
+    spans = {attributes_of(span)["rpc.response.status_code"]: span for span in collector if span.kind == SERVER}
     assert {name: span.status.code for name, span in spans.items()} == {
         "NOT_FOUND": 0,
         "INTERNAL": ERROR,
@@ -135,8 +136,11 @@ def test_a_client_that_leaves_is_told_of_in_its_span_and_its_line(
         until(lambda: len(caplog.records) == 3)
         assert engine.calls == 1
     assert [record.fields["status"] for record in caplog.records] == ["CANCELLED", "DEADLINE_EXCEEDED", "OK"]  # type: ignore[attr-defined]
-    left = [span for span in collector if attributes_of(span).get("tauten.client_left")]
-    assert [attributes_of(span)["rpc.response.status_code"] for span in left] == ["CANCELLED", "DEADLINE_EXCEEDED"]
+    told = {attributes_of(span)["rpc.response.status_code"]: span for span in collector if span.kind == SERVER}
+    assert set(told) == {"CANCELLED", "DEADLINE_EXCEEDED", "OK"}
+    left = {name: attributes_of(span).get("tauten.client_left") for name, span in told.items()}
+    assert left == {"CANCELLED": True, "DEADLINE_EXCEEDED": None, "OK": None}
+    assert told["DEADLINE_EXCEEDED"].status.code == ERROR
     assert [span.name for span in collector].count("compute") == 1
 
 

@@ -162,8 +162,11 @@ def test_what_is_seen_is_the_same_in_all_but_its_tensors() -> None:
     seen = SeenRequests[Decoder]()
 
     def pair(rows: int, columns: int, fill: int = 0) -> bytes:
-        arrays_of_both = {"x": np.full((rows, 3), fill, np.float32), "y": np.full((rows, columns), fill, np.int8)}
-        return bytes(request_of(arrays_of_both).SerializeToString())
+        both: dict[str, np.ndarray[Any, Any]] = {
+            "x": np.full((rows, 3), fill, np.float32),
+            "y": np.full((rows, columns), fill, np.int8),
+        }
+        return bytes(request_of(both).SerializeToString())
 
     data = pair(1, 12)
     asked, _ = two(*parse_request(data))

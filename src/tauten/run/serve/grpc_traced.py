@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Final
 
@@ -43,7 +42,7 @@ def traced(spans: Spans, paths: frozenset[str], quiet: frozenset[str]) -> Around
             finally:
                 status = rpc.status(failed)
                 span.set_attribute("rpc.response.status_code", status)
-                if isinstance(failed, asyncio.CancelledError):
+                if status == "CANCELLED":
                     spans.left(span)
                 else:
                     if rpc.call is not None and not rpc.streams:

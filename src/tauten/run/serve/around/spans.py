@@ -52,6 +52,8 @@ class Spans:
             return
         waited = self._tracer.start_span("queue", context, start_time=call.arrived_ns + offset)
         waited.end(call.started_ns + offset)
+        if not call.ended_ns:  # it took too long, and may run still
+            return
         computed = self._tracer.start_span(
             "compute",
             context,
