@@ -80,8 +80,14 @@ class Cached:
                 if not call.cancelled:
                     call.answered(call)
                 return
+            self.lookup_ns += perf_counter_ns() - now_ns
             waiter = Waiter(call, [key], [None], 1, now_ns)
-        elif call.rows and self._bytes(call) <= LARGEST_BYTES:
+            if key in self._flights:
+                self._await(waiter, (0,))
+            else:
+                self._begin(waiter, key)
+            return
+        if call.rows and self._bytes(call) <= LARGEST_BYTES:
             keys = self._keys.of_rows(call) if self._by_row(call) else [self._keys.of_call(call)]
             values = [self.memory.get(key, now_ns) for key in keys]
             waiter = Waiter(call, keys, values, values.count(None), now_ns)
@@ -130,6 +136,15 @@ class Cached:
         call.parts = [*call.parts, *flights] if call.parts else list(flights)
         if own is not None:
             self._start(own)
+
+    def _begin(self, waiter: Waiter, key: bytes) -> None:
+        """Compute the one row of a call, where nobody does so yet: what most calls that miss come to."""
+        call = waiter.call
+        flight = Flight(waiter, True, self._landed, self._forget)
+        flight.lead(key, 0)
+        self._flights[key] = (flight, 0)
+        call.parts = [*call.parts, flight] if call.parts else (flight,)
+        self._start(flight)
 
     def _start(self, flight: Flight) -> None:
         """Compute ``flight``, where no other server has."""
@@ -187,6 +202,10 @@ class Cached:
             return
         flight.leader.computed = True
         now_ns = perf_counter_ns()
+        if len(values) == 1 and self._remote is None:
+            self._keep(flight.keys[0], values[0], now_ns, 0)
+            self._deliver(flight.waiting[0], values[0], flight)
+            return
         for key, value in zip(flight.keys, values, strict=True):
             self._keep(key, value, now_ns, 0)
         if self._remote is not None and self._frames is not None and not self._closed:
@@ -205,7 +224,7 @@ class Cached:
                 if not output.ndim or len(output) != rows:
                     raise EngineError(f"expected {rows} rows in each output, got one of shape {output.shape}")
         if rows == 1:
-            return [tuple(_own(output) for output in outputs)]
+            return [tuple([_own(output) for output in outputs])]
         return [tuple(_own(output[row : row + 1]) for output in outputs) for row in range(rows)]
 
     def _keep(self, key: bytes, value: Value, now_ns: int, age_ns: int) -> None:
@@ -264,8 +283,10 @@ class Cached:
 
     def _forget(self, flight: Flight) -> None:
         """Nobody joins ``flight`` any more."""
+        flights = self._flights
         for key in flight.keys:
-            self._unlist(key, flight)
+            if flights.get(key, _NOWHERE)[0] is flight:  # as in _unlist, without a call for each
+                del flights[key]
 
     def _unlist(self, key: bytes, flight: Flight) -> None:
         # A more urgent call may have begun another for the same key.
@@ -274,7 +295,7 @@ class Cached:
 
 
 def _own(output: Array) -> Array:
-    copy = np.array(output, order="C")
+    copy = output.copy()
     copy.setflags(write=False)
     return copy
 

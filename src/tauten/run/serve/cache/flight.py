@@ -47,7 +47,7 @@ class Flight(Call):
         self, leader: Waiter, by_row: bool, answered: Callable[[Call], None], retire: Callable[[Flight], None]
     ) -> None:
         call = leader.call
-        super().__init__(call.buffers, call.shapes, call.rows, call.group, answered)
+        Call.__init__(self, call.buffers, call.shapes, call.rows, call.group, answered)
         self.priority = call.priority
         self.deadline_ns = call.deadline_ns
         self.arrived_ns = call.arrived_ns

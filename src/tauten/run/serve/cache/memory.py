@@ -124,7 +124,7 @@ class Memory:
 
     def _evict(self, now_ns: int) -> None:
         """Make one step towards more room: an answer or a ghost goes, or an answer moves on."""
-        if len(self._ghosts) > len(self):
+        if len(self._ghosts) > len(self._small) + len(self._main):
             self._ghosts.popitem(last=False)
             self.bytes -= GHOST_BYTES
         elif self._small and (self._small_bytes > self.max_bytes // 10 or not self._main):
