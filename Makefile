@@ -6,7 +6,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := build/clients
-PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
+# Files go to the processes in the order of tests/conftest.py, the longest first.
+PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 # The first Python of at least 3.11; say another with `make test PYTHON=/path/to/python`.
 ifndef PYTHON
