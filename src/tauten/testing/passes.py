@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +78,7 @@ def refuses_parameters_that_do_not_fit(step: Pass, folder: Path) -> None:
 
 def does_what_it_declares(step: Pass, folder: Path) -> None:
     """Facts are added and dropped as declared, one that is needed is asked for, and the record tells of it."""
-    model, context, made = _applied(step)
+    model, context, made = _tried(step).applied
     expected = (model.facts - step.drops) | step.gives
     hold(made.facts == expected, f"expected facts {sorted(expected)}, got {sorted(made.facts)}")
     record = made.history[-1]
@@ -97,23 +97,22 @@ def does_what_it_declares(step: Pass, folder: Path) -> None:
 
 def leaves_the_model_alone(step: Pass, folder: Path) -> None:
     """Neither the model that it is applied to nor the reference changes."""
-    model, context, _ = _applied(step)
-    before, reference = digest(model.module), digest(context.reference)
-    apply(step, model, context)
-    hold(digest(model.module) == before, "the model that was given changed")
-    hold(digest(context.reference) == reference, "the reference changed")
+    tried = _tried(step)
+    model, context, _ = tried.applied
+    hold(digest(model.module) == tried.model_before, "the model that was given changed")
+    hold(digest(context.reference) == tried.reference_before, "the reference changed")
 
 
 def repeats_itself(step: Pass, folder: Path) -> None:
     """The same seed gives the same module."""
-    model, context, made = _applied(step)
+    model, context, made = _tried(step).applied
     again = apply(step, model, context)
     hold(digest(again.module) == digest(made.module), "the same seed gave another module")
 
 
 def keeps_the_border(step: Pass, folder: Path) -> None:
     """Outputs keep names, shapes and dtypes, whatever the batch; and the module is in evaluation mode."""
-    model, _, made = _applied(step)
+    model, _, made = _tried(step).applied
     hold(made.outputs == model.outputs and made.inputs == model.inputs, "inputs or outputs have other names")
     hold(not any(module.training for module in made.module.modules()), "a module was left in training mode")
     for batch in (1, 5):
@@ -127,7 +126,7 @@ def keeps_the_border(step: Pass, folder: Path) -> None:
 
 def runs_as_an_artifact(step: Pass, folder: Path) -> None:
     """Lowered to ONNX, written and read again, it answers with finite numbers."""
-    _, context, made = _applied(step)
+    _, context, made = _tried(step).applied
     target = Target(name="contract")
     lowered = LOWERINGS.get("onnx")(made, target, context)
     json.dumps(dict(lowered.notes))
@@ -151,25 +150,31 @@ CHECKS: Final[tuple[Callable[[Pass, Path], None], ...]] = (
 )
 
 
-@cache
-def _start(task: Callable[[], Task]) -> tuple[Model, Context]:
-    return to_model(task()), Context(task(), build(task()), seed=7)
+@dataclass(frozen=True)
+class _Tried:
+    """A pass after its first run: what it was ``applied`` to and with, and what came; and digests from before it."""
+
+    applied: tuple[Model, Context, Model]
+    model_before: str
+    reference_before: str
 
 
 @cache
-def _applied(step: Pass) -> tuple[Model, Context, Model]:
-    """The first task's model that the pass treats, what it is applied with, and the model after it."""
+def _tried(step: Pass) -> _Tried:
+    """The pass applied to the first task's model that it treats; once for all checks, for it may train."""
     refusals = []
-    for task in TASKS:
-        model, context = _start(task)
+    for make in TASKS:
+        # Anew for each pass: what one changes must not be held against another.
+        model, context = to_model(make()), Context(make(), build(make()), seed=7)
+        before, reference = digest(model.module), digest(context.reference)
         try:
-            return model, context, apply(step, model, context)
+            return _Tried((model, context, apply(step, model, context)), before, reference)
         except PassError:
             # What the pass raises itself is a refusal; what apply finds wrong is a fault of the pass.
             reason = _refusal(step, model, context)
             if reason is None:
                 raise
-            refusals.append(f"{task.__name__}: {reason}")
+            refusals.append(f"{make.__name__}: {reason}")
     raise AssertionError(f"{step.name} can treat none of the tasks: {'; '.join(refusals)}")
 
 

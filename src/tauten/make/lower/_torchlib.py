@@ -30,7 +30,7 @@ def translations_kept() -> Iterator[None]:
         yield
         return
     with _LOCK:
-        ONNXRegistry.from_torchlib = classmethod(_copied(whole))  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = classmethod(_copied(whole))  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:
