@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,6 +116,7 @@ def faults(module: str, tree: ast.AST, modules: set[str], plugins: set[str]) -> 
             yield f"{where}: a sibling plug-in"
 
 
+@cache
 def read_tree() -> dict[str, ast.Module]:
     """Every module of the package by its dotted name."""
     found = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from tests.unit.import_rule import SOURCE, imports, inside, read_tree
@@ -22,6 +23,7 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@cache
 def foreign() -> dict[str, list[set[str]]]:
     """What each file imports, in functions too: for each name, the distributions that it may come from.
 
