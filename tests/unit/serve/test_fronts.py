@@ -162,6 +162,22 @@ def test_any_tells_the_statistics_of_all(tmp_path: Path) -> None:
         assert ask(port, "GET", "/v2/models/no/stats").status == 404
 
 
+def test_over_grpc_any_tells_the_statistics_of_all(tmp_path: Path) -> None:
+    triton = pytest.importorskip("tritonclient.grpc")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        grpc_port = free.getsockname()[1]
+    with fronts(tmp_path, str(null_artifact(tmp_path / "nothing")), "--grpc-port", str(grpc_port)) as (_, port):
+        for _ in range(30):
+            assert ask(port, "POST", INFER, ones_request()).status == 200
+        for _ in range(6):
+            with triton.InferenceServerClient(f"127.0.0.1:{grpc_port}") as client:
+                assert client.is_server_ready()
+                assert client.is_model_ready("nothing")
+                assert not client.is_model_ready("no")
+                (model,) = client.get_inference_statistics("nothing").model_stats
+                assert model.inference_count == 30
+
+
 def test_models_are_loaded_and_unloaded_in_all(tmp_path: Path) -> None:
     null_artifact(tmp_path / "m")
     with fronts(tmp_path, "--repository", str(tmp_path)) as (process, port):
