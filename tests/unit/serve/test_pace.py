@@ -52,3 +52,20 @@ def test_who_has_left_is_told_nothing_and_after_a_rest_no_is_said_at_once_again(
         assert said[-1] == 99
 
     asyncio.run(main())
+
+
+def test_who_waits_for_a_turn_gets_it_and_who_leaves_takes_nobody_s() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        pace = Pace(loop, rate=1000)
+        waiting = [loop.create_task(pace.turn()) for _ in range(60)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting[20:])
+        for task in waiting[20:40]:
+            task.cancel()
+        async with asyncio.timeout(WAIT_S):
+            await asyncio.gather(*waiting[:20], *waiting[40:])
+        assert all(task.cancelled() for task in waiting[20:40])
+        assert not pace._parked
+
+    asyncio.run(main())
