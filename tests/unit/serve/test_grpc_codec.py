@@ -19,7 +19,8 @@ from tauten.run.serve.protocol.buffer import ALONE, Buffer
 from tauten.run.serve.protocol.datatypes import BINARY_ONLY, DATATYPES
 from tauten.run.serve.protocol.elements import BytesSpec, bounds, pack_elements, to_objects
 from tauten.run.serve.protocol.grpc import codec
-from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, Encoder, parse_request, raw_fields, split_raw
+from tauten.run.serve.protocol.grpc.answers import Encoder
+from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, parse_request, raw_fields, split_raw
 from tauten.run.serve.protocol.grpc.messages import HEALTH, INFERENCE, MESSAGES, REFLECTIONS
 from tauten.run.serve.protocol.grpc.schema import Schema
 from tauten.run.serve.protocol.grpc.seen import SeenRequests, cut

@@ -20,14 +20,8 @@ from tauten.run.serve.grpc_rpcs import Rpc
 from tauten.run.serve.infer import EXPLAIN, count_answered, explanation, reason_of
 from tauten.run.serve.model import ServedModel
 from tauten.run.serve.pace import Pace
-from tauten.run.serve.protocol.grpc.codec import (
-    Asked,
-    Decoder,
-    Encoder,
-    encode_streamed,
-    encode_streamed_fault,
-    parse_request,
-)
+from tauten.run.serve.protocol.grpc.answers import Encoder, encode_streamed, encode_streamed_fault
+from tauten.run.serve.protocol.grpc.codec import Asked, Decoder, parse_request
 from tauten.run.serve.protocol.grpc.seen import SeenRequests, cut
 from tauten.run.serve.protocol.grpc.status import DeadlineExceeded, details_of
 from tauten.run.serve.repository import Repository

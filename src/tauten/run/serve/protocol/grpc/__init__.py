@@ -3,6 +3,7 @@
 ::
 
     schema     descriptors built in code ── messages     the services' messages and methods
-                                            ├── codec    tensors <-> messages
+                                            ├── codec    requests -> tensors ── seen   those like one before
+                                            ├── answers  tensors -> responses
                                             └── status   faults -> gRPC's status codes
 """
