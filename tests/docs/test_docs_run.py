@@ -19,6 +19,7 @@ PAGES = {
 EARLIER = {name: comes_after(page.read_text("utf-8")) for name, page in PAGES.items()}
 ALONE = [name for name, earlier in EARLIER.items() if not earlier and name not in EARLIER.values()]
 DONE: dict[str, Path] = {}
+FAILED: dict[str, str] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +28,20 @@ def _installed_commands(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
-    """The folder that a page leaves; a page that others go on from is run once."""
+    """The folder that a page leaves; a page that others go on from is run once, and fails once."""
+    if name in FAILED:
+        raise DocumentationError(f"{name} failed before: {FAILED[name]}")
     if name not in DONE:
         folder = folders.mktemp(name)
         text = PAGES[name].read_text("utf-8")
         earlier = comes_after(text)
         if earlier:
             copy_folder(run_page(earlier, folders), folder)
-        Runner(folder).run(read_blocks(PAGES[name].name, text))
+        try:
+            Runner(folder).run(read_blocks(PAGES[name].name, text))
+        except (Exception, pytest.fail.Exception) as fault:  # the second: it took too long
+            FAILED[name] = f"{type(fault).__name__}: {fault}"[:200]
+            raise
         DONE[name] = folder
     return DONE[name]
 
@@ -42,6 +49,21 @@ def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE])
 def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     run_page(name, tmp_path_factory)
+
+
+def test_a_page_that_others_go_on_from_fails_once(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first.md", tmp_path / "second.md"
+    first.write_text("```bash\necho x >> ../runs; exit 1\n```\n", "utf-8")
+    second.write_text("<!-- after: first -->\n", "utf-8")
+    monkeypatch.setitem(PAGES, "first", first)
+    monkeypatch.setitem(PAGES, "second", second)
+    monkeypatch.setattr(f"{__name__}.FAILED", {})
+    for name in ("first", "second", "second"):
+        with pytest.raises(DocumentationError):
+            run_page(name, tmp_path_factory)
+    assert (tmp_path_factory.getbasetemp() / "runs").read_text() == "x\n"
 
 
 PAGE = """\
