@@ -2,7 +2,7 @@
 
 ``python -m bench._compress_lenet [NET] …``; needs TAUTEN_DATA or a network. Everything runs on one thread. The last
 5,000 training images choose; the others are learned from, each moved by up to one pixel in each direction anew at every
-visit: two of three times in each, and every other time while they are compressed. LeNet-5 first loses half of its
+visit: two of three times in each, and every other time while LeNet-5 is compressed, which first loses half of its
 channels. ``_compress_training`` tells how they are compressed and measured; the same command goes on after an
 interruption. Written to ``build/bench/compression-lenet.json``.
 """
@@ -26,15 +26,16 @@ from bench._fitted import CACHE
 from tauten.core.tensor import Array
 from tauten.make.datasets import Name, mnist
 
-SEEDS: Final = {"lenet_300_100": (6, 8, 9), "lenet_5": (3, 4, 5)}
-"""With those that are left out, other recipes were looked at."""
+SEEDS: Final = {"lenet_300_100": (0, 1, 2), "lenet_5": (3, 4, 5)}
+"""With others, other recipes were looked at: for LeNet-300-100 more epochs and milder moves, which were worse on the
+held-out pictures."""
 BATCH: Final = 128
 PICTURES: Final[Name] = "mnist"
 SIDE: Final = 28
 FULL: Final = (0, 1, 2)
 MILD: Final = (0, 1, 1, 2)
-"""A small network errs on what it has learned from nearly as often as on what it has not: variety costs it more than it
-gives. Chosen on the held-out pictures, with another seed."""
+"""What LeNet-5 learns from while it is compressed: it then errs on what it has learned from nearly as often as on what it
+has not, so that variety costs it more than it gives."""
 RATE: Final[dict[str, Any]] = {"prune": 0.6, "levels": 0.55, "learning_rate": 2e-3}
 
 
@@ -127,8 +128,7 @@ CASES: Final = {
         PICTURES,
         lenet_300_100,
         partial(task_of, "lenet_300_100", epochs=15),
-        {"compress.rate": {"bytes": 5_380, "epochs": 180, **RATE}},
-        partial(training, MILD),
+        {"compress.rate": {"bytes": 5_380, "epochs": 80, **RATE}},
     ),
     "lenet_5": Case(
         "lenet_5",
