@@ -34,8 +34,8 @@ PICTURES: Final[Name] = "mnist"
 SIDE: Final = 28
 FULL: Final = (0, 1, 2)
 MILD: Final = (0, 1, 1, 2)
-"""What LeNet-5 learns from while it is compressed: it then errs on what it has learned from nearly as often as on what it
-has not, so that variety costs it more than it gives."""
+"""What LeNet-5 learns from while it is compressed: it then errs nearly as often on what it has learned from as on the
+rest, so that variety costs it more than it gives."""
 RATE: Final[dict[str, Any]] = {"prune": 0.6, "levels": 0.55, "learning_rate": 2e-3}
 
 
