@@ -1,5 +1,6 @@
-# make demo    set up, then train, optimize, serve and measure a small model
-# make test    set up, then run all tests
+# make demo      set up, then train, optimize, serve and measure a small model
+# make test      set up, then run the tests, but for those that are slow
+# make test-all  set up, then run all tests
 # The set-up happens once: a second run installs nothing until pyproject.toml, constraints.txt, hatch_build.py or the
 # coder's C file changes.
 
@@ -15,7 +16,7 @@ PYTHON := $(firstword $(shell for it in python3.11 python3.12 python3.13 python3
     "$$it" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$it"; done))
 endif
 
-.PHONY: demo test lint format docs bench clean help
+.PHONY: demo test test-all lint format docs bench clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +39,9 @@ demo: $(VENV)/installed
 	$(BIN)/tauten demo
 
 test: $(VENV)/installed $(CLIENTS)/installed
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/installed $(CLIENTS)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # Clients of the protocol that others wrote: what they need does not go together with what Tauten needs.
@@ -46,7 +50,7 @@ $(CLIENTS)/installed: tests/conformance/clients.txt | $(BIN)/python
 	$(CLIENTS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-# make lint    ruff and mypy
+# make lint      ruff and mypy
 lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -56,15 +60,15 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# make docs    the site, into site/
+# make docs      the site, into site/
 docs: $(VENV)/installed
 	$(BIN)/python -m bench.tables --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# make bench   the comparisons there are, and how each is run
+# make bench     the comparisons there are, and how each is run
 bench: $(VENV)/installed
 	@$(BIN)/python -m bench
 
-# make clean   everything that make made
+# make clean     everything that make made
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

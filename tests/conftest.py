@@ -1,9 +1,12 @@
-"""What all tests share: processes that do not fight over the cores, and the longest files first."""
+"""What all tests share: processes that do not fight over the cores, the longest files first, and a word of what is left
+out.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import pytest
 
@@ -30,6 +33,36 @@ LONGEST: Final = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _place(item.nodeid))
+
+
+LEFT_OUT: Final = pytest.StashKey[int]()
+"""How many slow tests ``-m`` left out; every process of a run counts the same."""
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        stash = slow[0].config.stash
+        stash[LEFT_OUT] = stash.get(LEFT_OUT, 0) + len(slow)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:  # a process of pytest-xdist, whose controller collects nothing itself
+        told["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    told = getattr(node, "workeroutput", None) or {}  # none where the process died
+    stash = node.config.stash
+    stash[LEFT_OUT] = max(stash.get(LEFT_OUT, 0), told.get("left_out", 0))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    count = config.stash.get(LEFT_OUT, 0)
+    if count:
+        terminalreporter.write_line(f"slow tests left out: {count} (`make test-all` runs them too)")
 
 
 def _place(nodeid: str) -> int:

@@ -12,6 +12,7 @@ import pytest
 from tauten.make.search.result import Result
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_demo_trains_optimizes_for_two_budgets_serves_and_tells_the_truth(tmp_path: Path) -> None:
     out = tmp_path / "demo"
