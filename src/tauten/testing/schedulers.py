@@ -63,7 +63,7 @@ def lets_nobody_wait_for_ever(policy: type[Scheduler]) -> None:
         hold(isinstance(found, Batch), "an idle instance gets nothing though a call waits")
         now += 5_000_000
         if isinstance(found, Batch):
-            scheduler.ran(found.rows, 4_000_000)
+            scheduler.ran(found, 4_000_000)
     hold(scheduler.next(now) is None, "has something where nothing waits")
 
 
@@ -165,5 +165,5 @@ class _World:
         self.ran += found.calls
         duration_ns = 200_000 * found.rows + self.draw.choice((100_000, 5_000_000))
         self.now += duration_ns
-        self.scheduler.ran(found.rows, duration_ns)
+        self.scheduler.ran(found, duration_ns)
         return True

@@ -34,5 +34,5 @@ class Scheduler(ABC):
     def expired(self, now_ns: int) -> list[Call]:
         """Calls that are given up since their deadline has passed; each is told once."""
 
-    def ran(self, rows: int, duration_ns: int) -> None:
-        """A batch of ``rows`` rows took so long: what a policy may learn from."""
+    def ran(self, batch: Batch, duration_ns: int) -> None:
+        """``batch``, which ``next`` gave, took so long: what a policy may learn from."""

@@ -172,7 +172,7 @@ class Worker:
         calls = batch.calls
         if fault is None:
             duration_ns = calls[0].ended_ns - calls[0].started_ns
-            self._scheduler.ran(batch.rows, duration_ns)
+            self._scheduler.ran(batch, duration_ns)
             self._tell(batch, duration_ns)
             for call in calls:
                 if not call.cancelled and call.fault is None:

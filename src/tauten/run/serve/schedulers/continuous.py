@@ -1,14 +1,15 @@
 """Runs what has arrived as soon as an instance is idle; what comes while it runs is the next batch.
 
 The idea is that of Clipper's adaptive batching (Crankshaw et al., 2017) without its timer: under load batches grow by
-themselves, and without load nobody waits. Two things are learned on the way, both in ``BatchCosts``: how many rows pay,
-and whether an idle instance gains by a short wait.
+themselves, and without load nobody waits. Two things are learned on the way, both from ``BatchCosts``: how many rows
+pay, and whether an idle instance gains by a short wait. Rows of one group cost the same and rows of two may not, as
+long texts and short ones: each group is learned for itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 from tauten.run.serve.batch_costs import BatchCosts
@@ -18,32 +19,26 @@ from tauten.run.serve.scheduler import Scheduler
 
 __all__ = ["Continuous"]
 
-_GAP_WEIGHT: Final = 0.05
+_GAP_MEMORY: Final = 20
 _MOST_PATIENCE: Final = 10
+_GROUPS: Final = 256
 
 
 class Continuous(Scheduler):
     """The oldest call of the highest priority leaves first, and takes along what fits with it, in that order.
 
     A batch leaves at once, but where the next call is expected so soon that all together wait less (see
-    ``BatchCosts.wait_ns``) and the oldest call's deadline allows it.
+    ``BatchCosts.wait_ns``) and the oldest call's deadline allows it, and nothing else is there to run.
     """
 
     def __init__(self, max_rows: int) -> None:
         super().__init__(max_rows)
-        self.costs = BatchCosts(max_rows)
         # By priority and group. A queue that is empty is removed, so that clients cannot fill the table with shapes.
         self._queues: dict[tuple[int, Hashable], deque[Call]] = {}
-        self._last_ns = 0
-        self._gap_ns = 1e12  # mean time between arrivals
-        self._awaited = 0  # calls of the batch that waits for one more
-        self._in_vain = 0
-        self._no_wait = 0  # batches that leave at once before the next that may wait
+        self._learned: dict[Hashable, Learned] = {}
         self._expired: list[Call] = []
 
     def submit(self, call: Call, now_ns: int) -> None:
-        self._gap_ns += _GAP_WEIGHT * (min(now_ns - self._last_ns, 1e12) - self._gap_ns)
-        self._last_ns = now_ns
         key = (call.priority, call.group)
         queue = self._queues.get(key)
         if queue is None:
@@ -55,15 +50,17 @@ class Continuous(Scheduler):
         while self._queues:
             key = self._first()
             queue = self._queues[key]
-            batch = self._fill(key[1], queue, now_ns)
+            learned = self.learned(key[1])
+            batch = self._fill(key[1], queue, learned.costs, now_ns)
             if not queue:
                 del self._queues[key]
             if batch is None:
                 continue  # all of that queue had left already
-            until_ns = self._worth_waiting(batch, now_ns)
+            until_ns = learned.worth_waiting(batch, now_ns, last=not self._queues)
             if until_ns:
                 self._put_back(key, batch)
                 return until_ns
+            learned.leaves(batch.calls)
             return batch
         return None
 
@@ -80,8 +77,19 @@ class Continuous(Scheduler):
         expired, self._expired = self._expired, []
         return expired
 
-    def ran(self, rows: int, duration_ns: int) -> None:
-        self.costs.add(rows, duration_ns)
+    def ran(self, batch: Batch, duration_ns: int) -> None:
+        self.learned(batch.calls[0].group).costs.add(batch.rows, duration_ns)
+
+    def learned(self, group: Hashable) -> Learned:
+        """What is known of a group. A full table is emptied: what clients choose must not fill the memory."""
+        if type(group) is object:
+            group = ALONE  # each of these equals no other
+        learned = self._learned.get(group)
+        if learned is None:
+            if len(self._learned) >= _GROUPS:
+                self._learned.clear()
+            learned = self._learned[group] = Learned(self.max_rows)
+        return learned
 
     def _first(self) -> tuple[int, Hashable]:
         queues = self._queues
@@ -89,9 +97,9 @@ class Continuous(Scheduler):
             return next(iter(queues))
         return min(queues, key=lambda key: (key[0], queues[key][0].arrived_ns))
 
-    def _fill(self, group: Hashable, queue: deque[Call], now_ns: int) -> Batch | None:
+    def _fill(self, group: Hashable, queue: deque[Call], costs: BatchCosts, now_ns: int) -> Batch | None:
         """The next calls of a queue, up to the rows that pay."""
-        most = self.costs.best_rows(sum_of_rows(queue, self.max_rows))
+        most = costs.best_rows(sum_of_rows(queue, self.max_rows))
         chosen: list[Call] = []
         rows = 0
         while queue:
@@ -125,16 +133,41 @@ class Continuous(Scheduler):
             return True
         return False
 
-    def _worth_waiting(self, batch: Batch, now_ns: int) -> int:
-        """Until when the batch shall wait for another call; 0 for not at all."""
-        if batch.why != "idle" or batch.rows >= self.max_rows:
+    def _put_back(self, key: tuple[int, Hashable], batch: Batch) -> None:
+        queue = self._queues.setdefault(key, deque())
+        queue.extendleft(reversed(batch.calls))
+        self.waiting += len(batch.calls)
+
+
+class Learned:
+    """Of one group: what its batches cost, how soon its calls follow each other, what waiting for one has brought."""
+
+    def __init__(self, max_rows: int) -> None:
+        self.costs = BatchCosts(max_rows)
+        self.gap_ns = 1e12
+        """Mean time between arrivals."""
+        self._last_ns = 0
+        self._awaited = 0  # calls of the batch that waits for one more
+        self._in_vain = 0
+        self._no_wait = 0  # batches that leave at once before the next that may wait
+
+    def leaves(self, calls: Sequence[Call]) -> None:
+        """These run now."""
+        count, last_ns = len(calls), calls[-1].arrived_ns
+        gap_ns = min(max(0, last_ns - self._last_ns) / count, 1e12)
+        self.gap_ns += count / (count + _GAP_MEMORY) * (gap_ns - self.gap_ns)
+        self._last_ns = last_ns
+
+    def worth_waiting(self, batch: Batch, now_ns: int, *, last: bool) -> int:
+        """Until when the batch shall wait for another call; 0 for not at all. ``last``: no other could run."""
+        if not last or batch.why != "idle" or batch.rows >= self.costs.max_rows:
             self._awaited = 0
             return 0
         if self._no_wait:
             self._no_wait -= 1
             return 0
         calls = len(batch.calls)
-        wait_ns = self.costs.wait_ns(calls, self._gap_ns)
+        wait_ns = self.costs.wait_ns(calls, self.gap_ns)
         if not wait_ns and not self._awaited:
             return 0
         until_ns = batch.calls[0].arrived_ns + wait_ns
@@ -151,11 +184,6 @@ class Continuous(Scheduler):
             self._awaited = 0
             batch.why = "waited"
         return 0
-
-    def _put_back(self, key: tuple[int, Hashable], batch: Batch) -> None:
-        queue = self._queues.setdefault(key, deque())
-        queue.extendleft(reversed(batch.calls))
-        self.waiting += len(batch.calls)
 
 
 def sum_of_rows(queue: deque[Call], enough: int) -> int:
