@@ -7,6 +7,7 @@ import json
 import logging
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import which
@@ -18,10 +19,24 @@ from tauten.errors import ConfigError, EngineError
 from tauten.run.serve.around.guard import Guarded
 from tauten.run.serve.checks import thread_warnings
 from tauten.run.serve.logs import JsonLines, TextLines
+from tauten.run.serve.protocol.connections import GRACE_S
 from tauten.run.serve.settings import Security, ServeSettings
 from tauten.run.serve.tls import server_context
 from tests.unit.serve.collector import PARENT, attributes_of, collecting
-from tests.unit.serve.tiny import WAIT_S, Broken, Double, Gated, ask, ones_request, post, running, until, wire
+from tests.unit.serve.tiny import (
+    GET_LIVE,
+    WAIT_S,
+    Broken,
+    Double,
+    Gated,
+    ask,
+    ones_request,
+    post,
+    read_replies,
+    running,
+    until,
+    wire,
+)
 
 INFER = "/v2/models/m/infer"
 TOKEN = "a-token-of-the-tests"
@@ -103,6 +118,22 @@ def test_a_certificate_makes_it_https(pem: tuple[Path, Path]) -> None:
         with wire(server.port) as plain:  # who speaks without TLS is not answered
             plain.sendall(post(INFER, json.dumps(ones_request()).encode()))
             assert b"200" not in plain.recv(100)
+
+
+def test_an_idle_client_that_says_no_goodbye_over_tls_does_not_hold_up_the_stop(pem: tuple[Path, Path]) -> None:
+    certificate, key = pem
+    context = ssl.create_default_context(cafile=str(certificate))
+    with (
+        running(Double(), security={"certificate": certificate, "key": key}) as server,
+        wire(server.port) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+    ):
+        connection.sendall(GET_LIVE)
+        read_replies(connection, 1)
+        time.sleep(GRACE_S + 0.1)
+        begun = time.monotonic()
+        assert server.stop_soon().result(WAIT_S) == 0
+        assert time.monotonic() - begun < 1.5
 
 
 def test_files_that_are_no_certificate_are_refused(pem: tuple[Path, Path], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tauten.run.serve.protocol.connections import GRACE_S
 from tauten.run.serve.server import loop_factory
 from tests.unit.serve.tiny import (
     GET_LIVE,
@@ -66,11 +67,23 @@ def test_pipelined_requests_are_all_answered_by_a_server_that_stops() -> None:
         assert stopped.result(WAIT_S) == 0
 
 
-def test_who_says_nothing_does_not_hold_up_the_stop() -> None:
-    with running(Double()) as server, wire(server.port):
+def test_who_says_nothing_does_not_hold_up_the_stop(factory: LoopFactory) -> None:
+    with running(Double(), factory=factory) as server, wire(server.port) as connection:
         begun = time.monotonic()
         assert server.stop_soon().result(WAIT_S) == 0
-        assert time.monotonic() - begun < 6
+        assert time.monotonic() - begun < GRACE_S + 0.9, "it was waited for the client's own close"
+        assert connection.recv(1) == b""
+
+
+def test_who_was_idle_for_a_while_is_left_at_once(factory: LoopFactory) -> None:
+    with running(Double(), factory=factory) as server, wire(server.port) as connection:
+        connection.sendall(GET_LIVE)
+        read_replies(connection, 1)
+        time.sleep(GRACE_S + 0.1)
+        begun = time.monotonic()
+        assert server.stop_soon().result(WAIT_S) == 0
+        assert time.monotonic() - begun < 0.9 * GRACE_S
+        assert connection.recv(1) == b""  # and no reset
 
 
 def test_clients_that_the_system_has_accepted_are_served_by_a_server_that_stops(factory: LoopFactory) -> None:

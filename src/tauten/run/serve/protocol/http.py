@@ -17,7 +17,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from tauten.run.serve.protocol.bodies import DIRECT_BYTES, LargeBody, lead_of
-from tauten.run.serve.protocol.connections import Connections
+from tauten.run.serve.protocol.connections import GRACE_S, Connections
 from tauten.run.serve.protocol.heads import Heads
 from tauten.run.serve.protocol.limits import Limits
 from tauten.run.serve.protocol.messages import Head, Request, Response, error_response, size_of
@@ -210,12 +210,17 @@ class HttpConnection(asyncio.Protocol):
     # What Connections calls.
 
     def drain(self) -> None:
-        """Answer what has begun to come, or what comes next, and close after it: a request may be on its way."""
+        """Answer what has begun to come, or what comes next, and close after it: a request may be on its way.
+
+        Not so where the client has said nothing for a while: that one is not waited for.
+        """
         self._last = True
+        self._dismiss()
 
     def leave(self) -> None:
         """Close, once what has begun to come is answered."""
         self._last = True
+        self._dismiss()
         self._close_when_idle()
 
     def timed_out(self) -> None:
@@ -364,10 +369,23 @@ class HttpConnection(asyncio.Protocol):
         if self._receiving:
             self.read_deadline = self._loop.time() + self._limits.receive_s
 
+    @property
+    def _busy(self) -> bool:
+        return self._current is not None or bool(self._waiting) or self._receiving or self._lingering
+
     def _close_when_idle(self) -> None:
-        busy = self._current is not None or self._waiting or self._receiving or self._lingering
-        if self._last and not busy:
+        if self._last and not self._busy:
             self._close()
+
+    def _dismiss(self) -> None:
+        """Close for good where nothing has come or gone for so long that a reset takes nothing from the client."""
+        now = self._loop.time()
+        quiet_s = self._limits.idle_s - (self.read_deadline - now)
+        if self._busy or self._deaf or quiet_s < GRACE_S or self._transport.get_write_buffer_size():
+            return
+        self._lingering = self._deaf = True
+        self._transport.close()
+        self.write_deadline = now  # TLS would wait for the client's own goodbye
 
     def _close(self) -> None:
         """Close after what was answered: by halves, where the connection has halves."""
