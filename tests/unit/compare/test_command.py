@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.optimize.test_command import TASK, command, tauten, wait_for
+from tests.unit.optimize.test_command import TASK, Here, command, tauten, wait_for
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    return Here(monkeypatch, capsys)
 
 
 def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -49,8 +54,10 @@ def test_an_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(tmp_pa
         (["--target", "toaster"], "no target named 'toaster'"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_leaves_nothing(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = tauten("compare", TASK, *arguments, "--out", tmp_path / "out")
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, here: Here
+) -> None:
+    done = here("compare", TASK, *arguments, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,8 @@
-"""``tauten optimize`` as a user meets it: real processes, real signals."""
+"""``tauten optimize`` as a user meets it: real processes, real signals.
+
+What processes start is measured for less long than a user's, but by the same code. What ends before any work is run in
+this process, by what the command itself calls.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,14 @@ from typing import Any
 
 import pytest
 
+from tauten.cli.main import main
+from tests.unit.optimize.test_optimize import optimize as quick
+
 HERE = Path(__file__).parent
 TASK = f"{HERE / 'task.py'}:task"
 
 RUN = "from tauten.cli.main import main; main()"
+QUICK = f"from tauten.make.search import evaluator as e; e.DEFAULT_SAMPLING = e.Sampling(seconds=0.05, starts=1); {RUN}"
 
 
 def tauten(*arguments: str | Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -23,7 +31,27 @@ def tauten(*arguments: str | Path, timeout: float = 240) -> subprocess.Completed
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "tauten.cli.main", *map(str, arguments)]
+    return [sys.executable, "-c", QUICK, *map(str, arguments)]
+
+
+class Here:
+    """The command in this process, with a working ``--json``: what it prints, and its exit code."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        self._monkeypatch.setattr(sys, "argv", ["tauten", *map(str, arguments)])
+        self._capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = self._capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, printed.out, printed.err)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    return Here(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -35,6 +63,7 @@ def recipes(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_repeats_no_finished_candidate(tmp_path: Path, recipes: Path) -> None:
     out = tmp_path / "out"
     arguments = ("optimize", TASK, "--level", recipes, "--out", out, "--max-drop", "60")
@@ -63,7 +92,7 @@ def long_recipes(recipes: Path) -> Path:
     return recipes
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupt_keeps_what_is_finished_and_says_so(
     sent: signal.Signals, tmp_path: Path, long_recipes: Path
 ) -> None:
@@ -130,15 +159,18 @@ def test_an_interrupt_that_the_tasks_own_code_swallows_ends_the_run_all_the_same
     assert "Traceback" not in errors
 
 
-def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path: Path, recipes: Path) -> None:
+def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(
+    tmp_path: Path, recipes: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tauten.make.search.optimize.optimize", quick)
     out = tmp_path / "out"
-    done = tauten("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB")
+    done = here("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB")
     assert done.returncode == 3, done.stderr
     assert "The budget is not met" in done.stdout
     assert "int8" in done.stdout
     assert "cut" in done.stdout
     assert not (out / "best").exists()
-    again = tauten("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB", "--json")
+    again = here("optimize", TASK, "--level", recipes, "--out", out, "--max-bytes", "1KB", "--json")
     assert again.returncode == 3
     assert json.loads(again.stdout)["met"] is False
 
@@ -157,10 +189,10 @@ def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(tmp_path:
     ],
 )
 def test_bad_input_is_one_clear_line_and_leaves_nothing(
-    arguments: list[str], code: int, said: str, tmp_path: Path
+    arguments: list[str], code: int, said: str, tmp_path: Path, here: Here
 ) -> None:
     out = tmp_path / "out"
-    done = tauten("optimize", *arguments, "--out", out)
+    done = here("optimize", *arguments, "--out", out)
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -176,8 +208,8 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing(
         (["optimize", TASK, "--seed", "one"], "--seed"),
     ],
 )
-def test_an_error_is_one_json_document_too(arguments: list[str], said: str) -> None:
-    done = tauten(*arguments, "--json")
+def test_an_error_is_one_json_document_too(arguments: list[str], said: str, here: Here) -> None:
+    done = here(*arguments, "--json")
     error: dict[str, Any] = json.loads(done.stdout)["error"]
     assert error["exit_code"] == done.returncode == 2
     assert said in error["message"]
@@ -196,13 +228,13 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path: Path,
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_dry_run_prints_recipes_that_can_be_given_back(tmp_path: Path) -> None:
-    printed = tauten("optimize", TASK, "--level", "medium", "--dry-run", "--json")
+def test_a_dry_run_prints_recipes_that_can_be_given_back(tmp_path: Path, here: Here) -> None:
+    printed = here("optimize", TASK, "--level", "medium", "--dry-run", "--json")
     path = tmp_path / "recipes.json"
     path.write_text(printed.stdout)
-    again = tauten("optimize", TASK, "--level", path, "--dry-run", "--json")
+    again = here("optimize", TASK, "--level", path, "--dry-run", "--json")
     assert json.loads(again.stdout) == json.loads(printed.stdout)
-    for_people = tauten("optimize", TASK, "--level", "medium", "--dry-run")
+    for_people = here("optimize", TASK, "--level", "medium", "--dry-run")
     assert "prune.structured" in for_people.stdout
 
 

@@ -52,6 +52,7 @@ class Watcher:
     def __init__(self, stop_after: int = 99) -> None:
         self.stages: list[str] = []
         self.made: list[tuple[str, bool]] = []
+        self.entries: list[Entry] = []
         self.not_made: list[str] = []
         self._stop_after = stop_after
 
@@ -63,11 +64,23 @@ class Watcher:
 
     def found(self, entry: Entry, reused: bool) -> None:
         self.made.append((entry.name, reused))
+        self.entries.append(entry)
         if len(self.made) == self._stop_after:
             raise KeyboardInterrupt
 
     def refused(self, name: str, reason: str) -> None:
         self.not_made.append(name)
+
+
+def make_only(count: int, *given: Any, **settings: Any) -> Watcher:
+    """A run that is stopped when ``count`` candidates are made and judged, before all are timed and weighed.
+
+    For what is settled by then: most of a short run's time goes to the processes that time and weigh.
+    """
+    watcher = Watcher(stop_after=count)
+    with pytest.raises(KeyboardInterrupt):
+        optimize(*given, observer=watcher, **settings)
+    return watcher
 
 
 @pytest.fixture(scope="module")
@@ -134,20 +147,16 @@ def test_the_same_run_again_makes_nothing_anew(finished: tuple[tauten.Result, Pa
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    budget = tauten.Budget(max_drop=5)
-    with pytest.raises(KeyboardInterrupt):
-        optimize(task(), budget=budget, level=[INT8, CUT], out=tmp_path, observer=Watcher(stop_after=1))
+    make_only(1, task(), level=[INT8, CUT], out=tmp_path)
     assert not (tmp_path / "best").exists()
-    watcher = Watcher()
-    optimize(task(), budget=budget, level=[INT8, CUT], out=tmp_path, observer=watcher)
+    watcher = make_only(2, task(), level=[INT8, CUT], out=tmp_path)
     assert watcher.made == [("int8", True), ("cut", False)]
 
 
 def test_another_seed_or_target_takes_nothing_over(finished: tuple[tauten.Result, Path], tmp_path: Path) -> None:
     _, out = finished
     shutil.copytree(out / "candidates", tmp_path / "candidates")
-    watcher = Watcher()
-    optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path, seed=1, observer=watcher)
+    watcher = make_only(1, task(), level=[INT8], out=tmp_path, seed=1)
     assert watcher.made == [("int8", False)]
 
 
@@ -157,8 +166,7 @@ def test_a_damaged_candidate_is_made_again(finished: tuple[tauten.Result, Path],
         shutil.copytree(out / folder, tmp_path / folder)
     weights = tmp_path / "candidates" / "int8" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
-    watcher = Watcher()
-    optimize(task(), budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path, observer=watcher)
+    watcher = make_only(1, task(), level=[INT8], out=tmp_path)
     assert watcher.made == [("int8", False)]
     read_artifact(tmp_path / "candidates" / "int8")
 
@@ -226,7 +234,7 @@ def test_a_module_that_the_user_holds_is_left_as_it_was(tmp_path: Path) -> None:
     brought = replace(task(), model=task().build())
     module = brought.build()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    optimize(brought, budget=tauten.Budget(max_drop=50), level=[INT8], out=tmp_path)
+    make_only(2, brought, level=[INT8, CUT], out=tmp_path)
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -240,13 +248,12 @@ def _loader(generator: torch.Generator | None = None) -> torch.utils.data.DataLo
 def test_drops_are_paired_on_a_loader_that_shuffles(tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = replace(task(), model=Net().eval(), epochs=0, train=None, validate=_loader(), test=None)
-    result = optimize(given, level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path)
-    again = optimize(given, level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path)
-    alike = batches(128, 2)  # the same samples, in order
-    straight = optimize(
-        replace(given, validate=alike), level=[Recipe("same")], budget=tauten.Budget(max_drop=100), out=tmp_path / "2"
-    )
-    drops = [found.candidates[0].drop_points for found in (result, again, straight)]
+    alike = replace(given, validate=batches(128, 2))  # the same samples, in order
+    runs = [(given, tmp_path), (given, tmp_path), (alike, tmp_path / "2")]
+    watched = [make_only(1, of, level=[Recipe("same")], out=out) for of, out in runs]
+    assert [watcher.made for watcher in watched] == [[("same", False)], [("same", True)], [("same", False)]]
+    drops = [watcher.entries[0].drop_points for watcher in watched]
+    assert drops[0] is not None
     # An untrained network is right on about half: walks in two orders would disagree on many samples.
     assert drops[0].value == 0
     assert drops[0] == drops[1] == drops[2]
@@ -265,6 +272,7 @@ def test_half_a_point_is_no_default_where_a_point_is_not_a_percent(tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_engines_are_raced_and_recipes_that_name_none_run_on_the_winner(tmp_path: Path) -> None:
     target = tauten.Target(name="here", engines=("onnx", "eager", "abacus"))
     level = [Recipe("fp32", lowering="auto"), replace(INT8, lowering="auto"), Recipe("pinned", lowering="eager")]
