@@ -31,7 +31,9 @@ CASES: dict[str, tuple[str, Callable[[Path], AbstractContextManager[Running]]]] 
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("what", CASES)
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=pytest.mark.slow if what == "inference" else []) for what in CASES]
+)
 def test_the_server_is_as_it_is_described(tmp_path: Path, what: str) -> None:
     paths, serve = CASES[what]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ PAGES = {
 }
 EARLIER = {name: comes_after(page.read_text("utf-8")) for name, page in PAGES.items()}
 ALONE = [name for name, earlier in EARLIER.items() if not earlier and name not in EARLIER.values()]
+LONG = ("budgets", "comparing", "compression", "importing")
+"""Pages that make and time a dozen artifacts and more, as the page does that they go on from."""
 DONE: dict[str, Path] = {}
 FAILED: dict[str, str] = {}
 
@@ -46,7 +50,12 @@ def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
     return DONE[name]
 
 
-@pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE])
+def as_cases(names: Iterable[str]) -> list[Any]:
+    """Pages as parameters of a test; those that are long are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in names]
+
+
+@pytest.mark.parametrize("name", as_cases(name for name in PAGES if name not in ALONE))
 def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     run_page(name, tmp_path_factory)
 

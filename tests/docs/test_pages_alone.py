@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_docs_run import ALONE, run_page
+from tests.docs.test_docs_run import ALONE, as_cases, run_page
 
 
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", as_cases(ALONE))
 def test_a_page_does_what_it_says(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def test_slow_clients_are_not_felt_by_others(model: Served) -> None:
     assert counts["slow_connections"] == 800
 
 
+@pytest.mark.slow
 def test_an_overloaded_server_goes_on_answering_and_recovers(model: Served) -> None:
     counts = held.overload(model, connections=600, seconds=1.0, rounds=1)
     assert counts["overload_goodput_ratio"] > 0.2  # the figure itself is the benchmark's
@@ -41,6 +42,7 @@ def test_an_overloaded_server_goes_on_answering_and_recovers(model: Served) -> N
     assert counts["overload_refused"] > 0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_work(model: Served) -> None:
     counts = held.soak(model, seconds=6.0)
     assert counts["soak_growth_percent"] < 5

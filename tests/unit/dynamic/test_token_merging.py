@@ -374,7 +374,7 @@ def zoo_task(name: str) -> tauten.Task:
     return tauten.Task(name=name, model=found.build(), inputs=found.inputs, calibrate=data, validate=data)
 
 
-@pytest.mark.parametrize(("name", "protected"), [("vit", [0]), ("deit", [0, 1])])
+@pytest.mark.parametrize(("name", "protected"), [("vit", [0]), pytest.param("deit", [0, 1], marks=pytest.mark.slow)])
 def test_transformers_of_others_are_treated_and_exported(name: str, protected: list[int], tmp_path) -> None:
     task = zoo_task(name)
     model = apply(TokenMerging(share=0.25), to_model(task), Context(task, build(task)))

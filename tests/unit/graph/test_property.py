@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,14 +38,29 @@ def test_smaller_answers_as_masked(name: str) -> None:
     assert_alike(small, specs, again.only(again.units.keys() - held.keys()))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    parts=st.lists(st.sampled_from(nets.PARTS), min_size=1, max_size=4),
-    width=st.sampled_from([4, 6]),
-    flat=st.booleans(),
-    seed=st.integers(0, 1000),
-)
+GENERATED = {
+    "parts": st.lists(st.sampled_from(nets.PARTS), min_size=1, max_size=4),
+    "width": st.sampled_from([4, 6]),
+    "flat": st.booleans(),
+    "seed": st.integers(0, 1000),
+}
+of_generated = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@of_generated(max_examples=6)
+@given(**GENERATED)
 def test_generated(parts: list[str], width: int, flat: bool, seed: int) -> None:
+    check_generated(parts, width, flat, seed)
+
+
+@pytest.mark.slow
+@of_generated(max_examples=25)
+@given(**GENERATED)
+def test_more_generated(parts: list[str], width: int, flat: bool, seed: int) -> None:
+    check_generated(parts, width, flat, seed)
+
+
+def check_generated(parts: list[str], width: int, flat: bool, seed: int) -> None:
     torch.manual_seed(seed)
     module = nets.lively(nets.Generated(parts, width, flat), seed)
     coupling = nets.of(module)

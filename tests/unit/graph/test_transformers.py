@@ -16,11 +16,19 @@ from tauten.testing.zoo.cut import cut
 
 pytest.importorskip("transformers")
 
+ALWAYS = ("resnet", "vit", "bert", "gpt2")
+"""A network of each kind; the rest are slow, and what the graph learned of them is held by nets of a few layers."""
 EXPECTED = re.compile("model output|rows are looked up by number")
 """All that is refused: what the user reads, and words that are told apart by their numbers."""
 
 
-@pytest.mark.parametrize("entry", [*VISION, *TEXT], ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(entry, id=entry.name, marks=[] if entry.name in ALWAYS else pytest.mark.slow)
+        for entry in (*VISION, *TEXT)
+    ],
+)
 def test_pruned_and_verified(entry: ZooModel) -> None:
     found = cut(entry, ratios=(0.3, 0.5))
     assert found.groups == found.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,10 @@ from tauten.make.model.build import to_model
 from tauten.make.model.imported import onnx_task, read_onnx
 from tauten.make.model.pass_ import Context
 from tauten.make.search.builder import CandidateBuilder
+from tauten.make.search.evaluator import Sampling
 from tauten.make.search.recipe import Recipe, pass_from_json
+
+SHORT = Sampling(seconds=0.05, starts=1)
 
 
 def model(batch: str | int = "n", opset: int = 18, channels: int = 8) -> ModelProto:
@@ -168,7 +172,8 @@ def test_samples_that_do_not_fit(path: Path, given: Arrays, said: str) -> None:
         onnx_task(path, given)
 
 
-def test_the_command_makes_a_measured_artifact(path: Path, tmp_path: Path) -> None:
+def test_the_command_makes_a_measured_artifact(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tauten.make.search.optimize.optimize", partial(tauten.optimize, sampling=SHORT))
     np.savez(tmp_path / "samples.npz", **samples())
     level = tmp_path / "level.json"
     level.write_text(json.dumps([{"name": "int8", "passes": [{"pass": "quantize.post_training"}]}]))

@@ -302,8 +302,14 @@ def transformer(name: str) -> Task:
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [
-        ("bert", {f"bert.encoder.layer.{n}.{part}" for n in (0, 1) for part in ("attention", "intermediate")}),
-        ("gpt2", {f"transformer.h.{n}.{part}" for n in (0, 1) for part in ("attn", "mlp")}),
+        pytest.param(
+            "bert",
+            {f"bert.encoder.layer.{n}.{part}" for n in (0, 1) for part in ("attention", "intermediate")},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "gpt2", {f"transformer.h.{n}.{part}" for n in (0, 1) for part in ("attn", "mlp")}, marks=pytest.mark.slow
+        ),
         ("vit", {f"vit.layers.{n}.{part}" for n in (0, 1) for part in ("attention", "mlp")}),
     ],
 )
