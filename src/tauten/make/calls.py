@@ -12,13 +12,13 @@ from torch import nn
 
 from tauten.artifact.read import Artifact
 from tauten.core.target import Target, find_target
-from tauten.errors import TaskError
+from tauten.errors import PluginError, TaskError
 from tauten.make.lower import LOWERINGS
 from tauten.make.lower.artifact import to_artifact
 from tauten.make.model.apply import apply
 from tauten.make.model.build import build, to_model
 from tauten.make.model.model import Model
-from tauten.make.model.pass_ import Context
+from tauten.make.model.pass_ import Context, Pass
 from tauten.make.model.task import Task
 from tauten.make.passes import PASSES
 from tauten.make.passes.distill._reference import refer_to
@@ -201,9 +201,18 @@ def _apply(
     parameters: dict[str, Any],
     checkpoints: str | os.PathLike[str] | None = None,
 ) -> Model:
-    step = PASSES.get(name).from_parameters(parameters)
+    step = _find(name).from_parameters(parameters)
     model, context = _begin(what, task, seed)
     return apply(step, model, replace(context, checkpoints=None if checkpoints is None else Path(checkpoints)))
+
+
+def _find(name: str) -> type[Pass]:
+    """The pass ``call.method``; ``PluginError`` with the call's methods where it has no such one."""
+    call, _, method = name.partition(".")
+    methods = [known.partition(".")[2] for known in PASSES.names() if known.startswith(f"{call}.")]
+    if method not in methods:
+        raise PluginError(f"tauten.{call}: no method {method!r}: there are {', '.join(methods)}")
+    return PASSES.get(name)
 
 
 def _begin(what: Task | Model, task: Task | None, seed: int) -> tuple[Model, Context]:

@@ -23,7 +23,9 @@ from tauten.make.model.run import forward
 from tauten.make.model.task import Task
 from tauten.make.passes.compress._factor import METHODS, decompose, power
 from tauten.make.passes.compress._factor_inputs import Inputs
+from tauten.make.passes.compress._factor_time import one_call
 from tauten.make.passes.compress.low_rank import LowRank
+from tauten.make.passes.quantize._calibrate import Data
 from tauten.testing.tiny import cnn_task, encoder_task
 
 CONVOLUTIONS: list[dict[str, Any]] = [
@@ -239,9 +241,9 @@ def test_ranks_are_multiples() -> None:
 
 def test_by_latency_only_what_is_faster_is_taken() -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(768, 768), nn.ReLU(), nn.Linear(768, 8))
+    module = nn.Sequential(nn.Linear(768, 1024), nn.ReLU(), nn.Linear(1024, 8))
     with torch.no_grad():
-        module[0].weight.copy_(torch.randn(768, 4) @ torch.randn(4, 768) / 50)
+        module[0].weight.copy_(torch.randn(1024, 4) @ torch.randn(4, 768) / 50)
     data = [np.random.default_rng(0).standard_normal((8, 768)).astype(np.float32)]
     task = Task(model=module.eval(), inputs=(TensorSpec(name="x", shape=("batch", 768)),), calibrate=data)
     made = factor(task, energy=0.9, by="latency", round_to=4)
@@ -249,6 +251,17 @@ def test_by_latency_only_what_is_faster_is_taken() -> None:
     before, after = notes["layers"]["0"]["milliseconds"]
     assert after < before
     assert "2" in notes["refused"]
+
+
+def test_layers_are_timed_on_what_they_are_given() -> None:
+    task = thin_task()
+    model = to_model(task)
+    layers = {path: model.module.get_submodule(path) for path in ("0", "2", "7", "9")}
+    found = one_call(model.module, layers, Data(model, Context(task, build(task)), 1))
+    assert torch.equal(found["0"], torch.from_numpy(next(iter(task.data("calibrate")))[0]["image"][:1]))
+    with torch.no_grad():
+        for path in ("2", "7", "9"):
+            assert torch.allclose(found[path], model.module[: int(path)](found["0"]), atol=1e-6)
 
 
 def test_the_graph_answers_as_the_thin_layers(tmp_path: Any) -> None:
@@ -324,7 +337,7 @@ def test_layers_that_are_kept() -> None:
 
 
 def test_what_cannot_become_so_small_is_refused_with_the_least() -> None:
-    with pytest.raises(PassError, match="numbers in layers that can be factored, which is the least"):
+    with pytest.raises(PassError, match=r"ratio: numbers of layers that can be factored: .* which is the least"):
         factor(thin_task(), ratio=0.999)
     with pytest.raises(PassError, match="no layer gets smaller"):
         factor(cnn_task(), energy=0.9999)

@@ -190,6 +190,31 @@ def test_tied_grouped_recurrent_and_unused_weights() -> None:
         assert all(on_grid(row) for row in rows)
 
 
+class Scaled(nn.Module):
+    """A number that is no array, and an array that holds no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.nothing = nn.Parameter(torch.zeros(0, 7))
+        self.layer = nn.Linear(20, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.scale + self.nothing.sum()
+
+
+def test_parameters_without_dimensions_or_numbers() -> None:
+    torch.manual_seed(0)
+    data = [{"x": torch.randn(32, 20).numpy()}]
+    specs = (TensorSpec(name="x", shape=("batch", 20)),)
+    task = Task(model=Scaled().eval(), inputs=specs, calibrate=data, metric="sqnr")
+    model, made = rounded(task, step=0.003)
+    assert made.history[-1].notes["refused"] == {"nothing": "it is empty"}
+    assert made.module.scale.shape == ()
+    assert abs(made.module.scale.item() - 1.5) < 0.1
+    assert error(task, model, made) < 0.02
+
+
 def test_answers_without_gradients_are_told_and_still_rounded() -> None:
     task = encoder_task()
 

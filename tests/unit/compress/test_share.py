@@ -13,7 +13,7 @@ from torch import nn
 
 import tauten
 from tauten.core.tensor import TensorSpec
-from tauten.errors import PassError, RecipeError
+from tauten.errors import PassError, PluginError, RecipeError
 from tauten.make.model.apply import apply
 from tauten.make.model.build import build, to_model
 from tauten.make.model.model import Model
@@ -146,7 +146,9 @@ def test_a_budget_is_held_and_divided() -> None:
         notes = share(task, bytes=limit).history[-1].notes
         assert notes["estimated_bytes"] <= limit
         assert notes["estimated_bytes"] > 0.9 * limit
-    with pytest.raises(PassError, match=r"bytes of weights, .* which is the least; got"):
+    found = share(task, bytes=least).history[-1].notes["estimated_bytes"]
+    assert found == pytest.approx(least, abs=2)
+    with pytest.raises(PassError, match=rf"bytes: expected at least {found:,} .* all other numbers\), got 100"):
         share(task, bytes=100)
 
 
@@ -175,7 +177,7 @@ def test_division_takes_the_cheapest_steps() -> None:
     # What is left goes where it helps, on the hull or not.
     spare = {"a": [Point(0, 100, 0.0), Point(1, 80, 0.9), Point(2, 10, 1.0)]}
     assert divide(spare, 99, "bytes")["a"].choice == 1
-    with pytest.raises(PassError, match="at least 59 bytes"):
+    with pytest.raises(PassError, match="bytes: expected room for at least 59"):
         divide(curves, 58, "bytes")
 
 
@@ -273,3 +275,8 @@ def test_the_file_holds_the_few_values(tmp_path: Any) -> None:
         copy.deepcopy(made.module), made.inputs, made.outputs, {"image": np.ones((2, 1, 8, 8), np.float32)}
     )
     assert np.allclose(answers["output"], wanted["output"], atol=1e-4)
+
+
+def test_a_method_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(PluginError, match=r"no method 'squeeze': there are low_rank, rate, rate_distortion, share"):
+        tauten.compress(problem(), "squeeze")

@@ -108,6 +108,25 @@ def test_tied_weights_ship_once() -> None:
     assert len(lowered.weights) == 1
 
 
+def test_a_table_that_is_the_output_layer_too_ships_once(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.out = nn.Embedding(40, 16), nn.Linear(16, 40, bias=False)
+            self.out.weight = self.words.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.words(ids)))
+
+    module = Tied()
+    ids = np.arange(36).reshape(4, 9)
+    specs = (TensorSpec(name="ids", shape=("batch", 9), dtype="int64"),)
+    lowered = lower(Task(model=module, inputs=specs, calibrate=[ids]))
+    assert [array.shape for array in lowered.weights.values()] == [(40, 16)]
+    wanted = module(torch.from_numpy(ids)).detach().numpy()
+    assert np.allclose(engine_of(lowered, tmp_path)({"ids": ids})["output"], wanted, atol=1e-5)
+
+
 def test_the_same_module_gives_the_same_bytes() -> None:
     assert lower(tiny.cnn_task()).graph == lower(tiny.cnn_task()).graph
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -23,7 +24,7 @@ _KINDS: Final[dict[str, Kind]] = {
 }  # fmt: skip
 _FEWEST_ROWS: Final = 64  # of a table of vectors; a smaller one is not worth the work at each call
 _SHARES: Final = np.linspace(1.0, 0.6, 9)  # of a channel's largest magnitude, tried where 16 steps must span it
-_SMALL: Final = (TensorProto.INT8, TensorProto.FLOAT16, TensorProto.UINT16)
+_SHARED: Final = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8, TensorProto.UINT16)
 _CLOSE: Final = 1e-5
 
 
@@ -140,25 +141,32 @@ def untie(graph: GraphProto) -> None:
 
 
 def share(graph: GraphProto) -> int:
-    """Let a small matrix that is another's transpose be read from that one, in place; returns how many were.
+    """Let a matrix that is another's transpose be read from that one, in place; returns how many were.
 
     Engines transpose it once, while they load: a table that is also the output layer's weight ships once.
     """
     tables = {node.input[0] for node in graph.node if node.op_type == "Gather"}
-    matrices = [tensor for tensor in graph.initializer if tensor.data_type in _SMALL and len(tensor.dims) == 2]
+    matrices = [tensor for tensor in graph.initializer if tensor.data_type in _SHARED and len(tensor.dims) == 2]
     matrices.sort(key=lambda tensor: tensor.name not in tables)  # a table stays as it is
-    known: dict[tuple[tuple[int, ...], bytes], str] = {}
+    outputs = {value.name for value in graph.output}
+    known: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     joined = 0
     for tensor in matrices:
         array = numpy_helper.to_array(tensor)
-        same = known.get((array.T.shape, array.T.tobytes()))
-        if same is None or (array.shape == array.T.shape and (array == array.T).all()):
-            known.setdefault((array.shape, array.tobytes()), tensor.name)
+        own, turned = _content(tensor.data_type, array), _content(tensor.data_type, array.T)
+        same = known.get(turned)
+        if same is None or own == turned or tensor.name in outputs:
+            known.setdefault(own, tensor.name)
             continue
         graph.initializer.remove(tensor)
         graph.node.insert(0, helper.make_node("Transpose", [same], [tensor.name], perm=[1, 0]))
         joined += 1
     return joined
+
+
+def _content(kind: int, array: npt.NDArray[Any]) -> tuple[int, tuple[int, ...], bytes]:
+    """What is the same of equal arrays alone, in a few bytes."""
+    return kind, array.shape, hashlib.sha256(array.tobytes()).digest()
 
 
 def round_weight(

@@ -12,6 +12,7 @@ from tauten.make.layers.early_exit import EarlyExits
 from tauten.make.lower._float import float_graph
 from tauten.make.lower._graph import clean, detach, owners
 from tauten.make.lower._quantize import Placement, quantize
+from tauten.make.lower._quantize_weights import share
 from tauten.make.lower._stages import GRAPH_NAME, split
 from tauten.make.lower.lowering import DEFAULTS, Lowered, Lowering, Options
 from tauten.make.model.model import Model
@@ -43,7 +44,8 @@ class Onnx(Lowering):
             context.progress("stages", 0.9)
             graphs, stages = split(graph, model, model.module, made.sample)
         weights: Arrays = {}
-        for part in graphs:
+        for part in graphs:  # each by itself: what one stage turns, the next has no hold of
+            share(part.graph)
             weights |= detach(part)
         # Stages hand rows on, whose columns have to be as many in each.
         settings = {} if stages else made.settings()

@@ -203,7 +203,7 @@ def _plus(sum_: Tensor | None, more: Tensor) -> Tensor:
 def _square(site: Site, moments: Moments) -> None:
     gradient = site.parameter.grad
     if gradient is not None:
-        rows = gradient.reshape(len(gradient), -1) if gradient.ndim > 1 else gradient[None]
+        rows = gradient.reshape(len(gradient) if gradient.ndim > 1 else 1, -1)
         moments.squares = _plus(moments.squares, rows.square().sum(1, dtype=torch.float64))
 
 

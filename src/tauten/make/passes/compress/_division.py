@@ -47,7 +47,7 @@ def divide(curves: Mapping[str, Sequence[Point]], limit: float, what: str) -> di
     From the largest size on, that step on the lower convex hull of some curve is taken which adds the least loss for
     each byte it saves (greedy, which is the Lagrangian solution but for the last step: Shoham, Gersho, 1988). What is
     left then goes where it takes away most loss a byte. Raises ``PassError`` with the least possible where that is more
-    than the limit; ``what`` says of what the sizes are.
+    than the limit; ``what`` says who asks, and of what the sizes are.
     """
     hulls = {name: hull(curve) for name, curve in curves.items()}
     at = dict.fromkeys(hulls, 0)
@@ -56,7 +56,7 @@ def divide(curves: Mapping[str, Sequence[Point]], limit: float, what: str) -> di
     heapq.heapify(steps)
     while total > limit:
         if not steps:
-            raise PassError(f"expected room for at least {total:,.0f} {what}, which is the least; got {limit:,.0f}")
+            raise PassError(f"{what}: expected room for at least {total:,.6g}, which is the least; got {limit:,.6g}")
         _, name = heapq.heappop(steps)
         points, here = hulls[name], at[name]
         total += points[here + 1].size - points[here].size

@@ -9,12 +9,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from tauten.make.passes.quantize._calibrate import Data, watching
+from tauten.make.passes.quantize._calibrate import Data, in_parts, watching
 from tauten.make.passes.quantize._matrix import as_rows
 
 _MOST_RELATED: Final = 4096
 """Of rows of more numbers only their own squares are kept: a matrix of all pairs would not be worth its memory."""
-_MOST_BYTES: Final = 512 * 2**20
 _TRUST: Final = 4.0
 
 
@@ -77,7 +76,7 @@ def find_inputs(
 ) -> Iterator[tuple[str, Inputs | None]]:
     """What each layer multiplies, in the order of ``layers``: as many at once as memory allows, with a walk for each
     such part. Layers are linear ones and convolutions without groups."""
-    for part in _parts(layers):
+    for part in in_parts(layers, _sums_bytes):
         sums = {path: _Sums(seed) for path in part}
         with watching(part, {path: one.add for path, one in sums.items()}.__getitem__):
             data.walk(module)
@@ -86,16 +85,6 @@ def find_inputs(
             yield path, sums.pop(path).inputs()
 
 
-def _parts(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
-    part: dict[str, nn.Module] = {}
-    held = 0
-    for path, layer in layers.items():
-        width = layer.get_parameter("weight")[0].numel()
-        size = 8 * (width**2 if width <= _MOST_RELATED else width)
-        if part and held + size > _MOST_BYTES:
-            yield part
-            part, held = {}, 0
-        part[path] = layer
-        held += size
-    if part:
-        yield part
+def _sums_bytes(layer: nn.Module) -> int:
+    width = layer.get_parameter("weight")[0].numel()
+    return 8 * (width**2 if width <= _MOST_RELATED else width)

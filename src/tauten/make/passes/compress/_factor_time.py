@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from tauten.make.passes.quantize._calibrate import Data, watching
+from tauten.make.passes.quantize._calibrate import Data, Hook, watching
 
 _ROUNDS: Final = 15
 _TURN_NS: Final = 1_000_000
@@ -21,8 +21,12 @@ def one_call(module: nn.Module, layers: Mapping[str, nn.Module], data: Data) -> 
     """What each layer is given first, in a batch of ``data``."""
     found: dict[str, Tensor] = {}
 
-    def keep(path: str) -> Any:
-        return lambda layer, x, answer: found.setdefault(path, x.detach().clone())
+    def keep(path: str) -> Hook:
+        # Gives nothing back: what a hook does give takes the answer's place.
+        def told(layer: nn.Module, x: Tensor, answer: Tensor) -> None:
+            found.setdefault(path, x.detach().clone())
+
+        return told
 
     with watching(layers, keep):
         data.walk(module, 1)

@@ -20,7 +20,7 @@ class Site:
 
     A ``product`` is the weight of a linear layer or a convolution that alone owns it, a ``table`` that of an embedding;
     ``layer`` is that layer. ``plain`` are other parameters of two dimensions and more, of which only the sizes of
-    gradients are known; a ``vector`` has one.
+    gradients are known; a ``vector`` has one, or none.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Site:
 
     def matrix(self) -> Tensor:
         """The numbers as ``(rows, columns)``; rows are outputs of a product, entries of a table."""
-        return self.weight.reshape(len(self.weight), -1) if self.weight.ndim > 1 else self.weight[None]
+        return self.weight.reshape(len(self.weight) if self.weight.ndim > 1 else 1, -1)
 
 
 def find_sites(module: nn.Module) -> tuple[list[Site], dict[str, str]]:

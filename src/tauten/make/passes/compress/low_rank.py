@@ -199,7 +199,8 @@ class LowRank(Pass):
             thin = (Point(at, plan.costs[one], slope * one.loss) for at, one in enumerate(plan.options))
             curves[path] = [Point(_WHOLE, plan.whole, 0.0), *thin]
         total = sum(plan.whole for plan in plans.values())
-        what = "milliseconds" if self.by == "latency" else "numbers in layers that can be factored"
+        unit = "milliseconds" if self.by == "latency" else "numbers"
+        what = f"{self.name}: ratio: {unit} of layers that can be factored"
         for path, point in divide(curves, (1 - (_HALF if self.ratio is None else self.ratio)) * total, what).items():
             if point.choice == _WHOLE:
                 refused[path] = "others lose less for as much"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Final, get_args
@@ -182,8 +183,14 @@ class Share(Learning):
             curves[one.name] = [
                 Point(level, coded_bytes(zeros, way), slope * way.error) for level, way in tried.items()
             ]
-        limit = float(self.bytes or 0) - _rest(model, weights)
-        chosen = divide(curves, limit, f"bytes of weights, beside {_rest(model, weights):,} of other numbers,")
+        rest = _rest(model, weights)
+        least = sum(min(point.size for point in curve) for curve in curves.values())
+        if (self.bytes or 0) < least + rest:
+            raise PassError(
+                f"{self.name}: bytes: expected at least {math.ceil(least) + rest:,} ({math.ceil(least):,} for what is "
+                f"shared, however coarsely, and {rest:,} for all other numbers), got {self.bytes:,}"
+            )
+        chosen = divide(curves, float(self.bytes or 0) - rest, f"{self.name}: bytes of weights")
         return [ways[one.name][chosen[one.name].choice] for one in weights]
 
     def _learn(self, model: Model, context: Context, shared: Sequence[Shared]) -> dict[str, Any]:

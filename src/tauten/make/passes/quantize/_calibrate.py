@@ -127,7 +127,7 @@ def find_moments(
 
     Layers are taken together as far as memory allows, with a walk over the data for each such part.
     """
-    for part in _parts({path: layer for path, layer in layers.items() if fits(layer)}):
+    for part in in_parts({path: layer for path, layer in layers.items() if fits(layer)}, _moment_bytes):
         sums = {path: _Moment(seed) for path in part}
         with watching(part, {path: moment.add for path, moment in sums.items()}.__getitem__):
             data.walk(module)
@@ -152,13 +152,12 @@ class _Moment:
             self.rows += own.shape[1]
 
 
-def _parts(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
+def in_parts(layers: Mapping[str, nn.Module], held_bytes: Callable[[nn.Module], int]) -> Iterator[dict[str, nn.Module]]:
+    """The layers in their order, so many together as hold ``_MOST_BYTES`` by ``held_bytes``, and at least one."""
     part: dict[str, nn.Module] = {}
     held = 0
     for path, layer in layers.items():
-        weight: Any = layer.weight
-        groups = int(getattr(layer, "groups", 1))
-        size = 4 * groups * (weight.numel() // weight.shape[0]) ** 2
+        size = held_bytes(layer)
         if part and held + size > _MOST_BYTES:
             yield part
             part, held = {}, 0
@@ -166,3 +165,8 @@ def _parts(layers: Mapping[str, nn.Module]) -> Iterator[dict[str, nn.Module]]:
         held += size
     if part:
         yield part
+
+
+def _moment_bytes(layer: nn.Module) -> int:
+    groups = int(getattr(layer, "groups", 1))
+    return 4 * groups * layer.get_parameter("weight")[0].numel() ** 2
