@@ -169,7 +169,8 @@ def divide(batch: Batch, outputs: Sequence[Array]) -> None:
         calls[0].result = outputs
         return
     begin = 0
+    only = outputs[0] if len(outputs) == 1 else None
     for call in calls:
         end = begin + call.rows
-        call.result = [output[begin:end] for output in outputs]
+        call.result = [output[begin:end] for output in outputs] if only is None else (only[begin:end],)
         begin = end

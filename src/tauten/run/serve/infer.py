@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from functools import partial
 from time import perf_counter_ns
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 from tauten.core.tensor import Array
 from tauten.errors import EngineError, InputError, NotReady, Overloaded, TautenError
@@ -52,15 +52,6 @@ class _Notes(NamedTuple):
     explain: bool
 
 
-class _Asked(NamedTuple):
-    """What is needed again when a call is answered."""
-
-    layout: Layout
-    respond: Respond
-    explain: bool
-    decoded_ns: int
-
-
 class Infer:
     """The endpoint of one model. Where it is ``exact``, requests share no batches."""
 
@@ -90,7 +81,7 @@ class Infer:
             model.statistics.failed(reason_of(fault), perf_counter_ns() - started)
             respond(fault_response(fault))
             return None
-        asked = _Asked(layout, respond, notes.explain, perf_counter_ns())
+        asked = (layout, respond, notes.explain, perf_counter_ns())  # what is needed again when it is answered
         call = Call(buffers, layout.shapes, layout.rows, layout.group, self._answer, asked)
         call.arrived_ns = started
         call.left = self._left
@@ -104,11 +95,11 @@ class Infer:
     def _answer(self, call: Call) -> None:
         """Told by the worker: ``call`` has its result, or a fault."""
         statistics = self._model.statistics
-        asked = cast("_Asked", call.context)
+        layout, respond, explain, decoded_ns = call.context
         try:
             if call.fault is not None:
                 raise call.fault
-            response = self._response(call, asked.layout)
+            response = self._response(call, layout)
         except TautenError as fault:
             statistics.failed(reason_of(fault), perf_counter_ns() - call.arrived_ns)
             if isinstance(fault, EngineError):
@@ -119,17 +110,17 @@ class Infer:
             log.error("model %s failed", self._model.name, exc_info=fault)
             response = error_response(500, "internal error: the server's log has the details")
         else:
-            count_answered(statistics, call, asked.decoded_ns)
-        if asked.explain:
-            response = _explained(response, call, asked)
-        asked.respond(response)
+            count_answered(statistics, call, decoded_ns)
+        if explain:
+            response = _explained(response, call, decoded_ns)
+        respond(response)
 
     def _left(self, call: Call) -> None:
         """The client has gone before it was answered."""
         self._model.statistics.failed("CANCELED", perf_counter_ns() - call.arrived_ns)
 
     def _response(self, call: Call, layout: Layout) -> Response:
-        results = cast("Sequence[Array]", call.result)
+        results: Any = call.result  # an array for each output
         if len(results) == 1 and layout.id is None:
             # One output, the usual answer: all but the numbers are the same for results of one shape.
             result = results[0]
@@ -225,9 +216,9 @@ def _length_header(length: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((HEADER_LENGTH.encode("ascii"), b"%d" % length),)
 
 
-def _explained(response: Response, call: Call, asked: _Asked) -> Response:
+def _explained(response: Response, call: Call, decoded_ns: int) -> Response:
     """``response`` with headers that say how it came about."""
-    facts = explanation(call, asked.decoded_ns)
+    facts = explanation(call, decoded_ns)
     headers = [
         *response.headers,
         *((name.encode("ascii"), str(value).encode("ascii")) for name, value in facts.items()),

@@ -104,9 +104,10 @@ class HttpConnection(asyncio.Protocol):
         end = data.find(_HEAD_END) + 4 if fresh else 0
         if end > 4:
             head = self._heads.get(data[:end])
-            if head is not None and len(data) - end == (head.length or 0):
-                self._waiting.append(Request(head, data[end:]))
-                self._advance()
+            if head is not None and len(data) - end == (head.length or 0) and self._writable:
+                self._advancing = True  # nothing else waits, and nothing follows
+                self._answer(Request(head, data[end:]))
+                self._advancing = False
                 return
         self._quiet_bytes += len(data)
         self._parsed = None
@@ -305,16 +306,7 @@ class HttpConnection(asyncio.Protocol):
                 self._write(item, None)
                 self._linger()
                 return
-            self._current = item
-            try:
-                ticket = self._handler(item, self._respond)
-            except Exception as fault:  # noqa: BLE001 - a fault in one answer must not end the connection; it is logged
-                self._respond(self._failed(item, fault))
-                continue
-            if self._current is not None:
-                self._ticket = ticket
-                if not self._receiving:
-                    self.read_deadline = math.inf
+            self._answer(item)
         self._advancing = False
         if self._lost:
             return
@@ -325,6 +317,19 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(_CONTINUE)
         if self._last:
             self._close_when_idle()
+
+    def _answer(self, request: Request) -> None:
+        """Hand on what is to be answered next."""
+        self._current = request
+        try:
+            ticket = self._handler(request, self._respond)
+        except Exception as fault:  # noqa: BLE001 - a fault in one answer must not end the connection; it is logged
+            self._respond(self._failed(request, fault))
+            return
+        if self._current is not None:
+            self._ticket = ticket
+            if not self._receiving:
+                self.read_deadline = math.inf
 
     def _respond(self, response: Response) -> None:
         """The answer to the current request."""
