@@ -112,6 +112,8 @@ def _serving(artifact: Path) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
+        if process.stdout:
+            process.stdout.close()
 
 
 def _bench(url: str, model: str, seconds: float) -> dict[str, Any]:

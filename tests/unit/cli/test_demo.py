@@ -1,14 +1,19 @@
-"""The demo, whole: what a stranger runs first."""
+"""The demo, whole: what a stranger runs first; and with less to train, as far as anybody waits for it each time."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from tauten.cli.main import app
+from tauten.core.target import Budget
+from tauten.make.search.evaluator import Sampling
 from tauten.make.search.result import Result
 
 
@@ -40,3 +45,33 @@ def test_the_demo_trains_optimizes_for_two_budgets_serves_and_tells_the_truth(tm
     assert document["load"]["errors"] == {}
     assert (out / "accurate" / "report.html").is_file()
     assert (out / "digits.py").is_file()
+
+
+def test_with_one_epoch_and_one_recipe_it_serves_what_it_made_and_says_which_budget_is_not_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = tmp_path / "package" / "examples" / "digits.py"
+    example.parent.mkdir(parents=True)
+    whole = (files("tauten") / "examples" / "digits.py").read_text("utf-8")
+    example.write_text(whole.replace("epochs=22", "epochs=1"), "utf-8")
+    assert example.read_text("utf-8") != whole
+    monkeypatch.setattr("tauten.cli.demo.files", lambda package: tmp_path / "package")
+    monkeypatch.setattr("tauten.cli.demo.RECIPES", ("int8",))
+    monkeypatch.setattr("tauten.cli.demo.ACCURATE", Budget(max_drop=50))
+    short = Sampling(seconds=0.05, starts=1)
+    monkeypatch.setattr("tauten.make.search.evaluator.Sampling", lambda **_: short)
+    out = tmp_path / "demo"
+    done = CliRunner().invoke(app, ["demo", "--out", str(out), "--seconds", "0.5", "--json"])
+    assert done.exit_code == 3, done.output
+    document = json.loads(done.stdout)
+    assert document["accurate"]["met"]
+    assert not document["small"]["met"]
+    assert (document["accurate"]["best"], document["small"]["best"]) == ("int8", None)
+    assert document["load"]["requests"] > 0
+    assert document["load"]["errors"] == {}
+    assert (out / "accurate" / "best" / "manifest.json").is_file()
+    assert not (out / "small" / "best").exists()
+    # What the second budget asks for is made of what the first one left.
+    made = {entry["name"] for entry in json.loads((out / "small" / "result.json").read_text())["candidates"]}
+    assert made <= {"int8", "int8-zstd", "int8-huffman", "int8-arithmetic"}
+    assert (out / "digits.py").read_text("utf-8") == example.read_text("utf-8")
