@@ -89,6 +89,8 @@ def command(
 
     Example: `tauten serve build/digits/best --port 8000`
     """
+    import gc
+
     from tauten.artifact.read import Artifact, read_artifact
     from tauten.errors import ConfigError
     from tauten.run.serve.balancers import BALANCERS
@@ -158,6 +160,7 @@ def command(
             with reload_signal(server):
                 with stop_signals() as asked:
                     if await _started(server, asked):
+                        gc.freeze()  # what is there stays: to look through it again would cost requests milliseconds
                         if front is None:
                             _tell(server.url, server.models, server.grpc_target, as_json)
                         else:

@@ -235,6 +235,18 @@ def test_the_command_serves_an_artifact(tmp_path: Path) -> None:
         assert process.wait(WAIT_S) == 0
 
 
+@pytest.mark.parametrize("where", ["--instances", "--workers"])
+def test_what_was_made_at_the_start_is_no_longer_searched_for_garbage(tmp_path: Path, where: str) -> None:
+    """A collection of all that was imported takes tens of milliseconds, in which no request is answered."""
+    handler = tmp_path / "frozen.py"
+    handler.write_text("import gc\ndef after(outputs): return {'y': outputs['y'] + gc.get_freeze_count()}\n", "utf-8")
+    with command(str(null_artifact(tmp_path / "a")), "--handler", str(handler), where, "1") as (_, ready):
+        port = int(ready["url"].rpartition(":")[2])
+        request = {"inputs": [tensor("x", "FP32", [1, 3], [1, 2, 3])]}
+        reply = ask(port, "POST", "/v2/models/nothing/infer", request)
+        assert reply.json()["outputs"][0]["data"][0] > 10_000
+
+
 def test_sigterm_finishes_a_request_that_is_coming_in(tmp_path: Path) -> None:
     body = json.dumps({"inputs": [tensor("x", "FP32", [1, 3], [1, 2, 3])]}).encode()
     request = post("/v2/models/other/infer", body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import mmap
 import os
@@ -79,6 +80,7 @@ def _load(settings: Mapping[str, Any]) -> Engine:
     handler = None if text is None else Path(f"/proc/self/fd/{text}").read_bytes()
     engine = with_handler(load(artifact, threads=settings["threads"]), settings["handler"], handler)
     dry_run(engine)
+    gc.freeze()  # what is there stays: to look through it again would cost a batch milliseconds
     return engine
 
 
