@@ -16,12 +16,13 @@ from tauten.artifact.read import read_artifact
 from tauten.cli.main import app
 from tauten.make.search.levels import find_level
 from tests.unit.optimize import layers
-from tests.unit.optimize.test_optimize import INT8, Watcher
+from tests.unit.optimize.test_optimize import INT8, Watcher, make_only
 from tests.unit.optimize.test_optimize import optimize as quick
 
 FILE = Path(layers.__file__)
-# As the command reads it, so that both go on in one folder.
-optimize = partial(quick, layers.task(), origin=FILE.read_text("utf-8"))
+ORIGIN = FILE.read_text("utf-8")
+"""As the command reads it, so that both go on in one folder."""
+optimize = partial(quick, layers.task(), origin=ORIGIN)
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +59,9 @@ def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain:
     for name in ("size_bytes", "load_ms", "peak_memory_mib"):
         assert coded.manifest.measures[name].value > 0
     assert "coded by zstd" in (out / "report.html").read_text()
-    again = Watcher()
-    repeated = optimize(budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out, observer=again)
+    again = make_only(1, layers.task(), origin=ORIGIN, budget=tauten.Budget(max_bytes=limit), level=[INT8], out=out)
     assert again.made == [("int8-zstd", True)]
-    assert repeated.best is not None
-    assert repeated.best.history == result.best.history
+    assert again.entries[0].history == result.best.history
 
 
 def test_a_level_finds_the_best_quality_at_a_size(

@@ -30,6 +30,7 @@ def in_a_process(folder: Path, kill_at: int, out: Path) -> subprocess.CompletedP
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     expected, _ = run(None)
