@@ -18,6 +18,8 @@ def command(
     """Write the artifact in a packed file to a folder, after everything in it was checked.
 
     Example: `tauten unpack digits.tauten -o build/digits-shipped`
+
+    An artifact that is there is replaced in one step; anything else that is there is left alone, with an error.
     """
     from tauten.artifact.pack import unpack
 

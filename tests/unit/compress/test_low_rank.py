@@ -23,7 +23,7 @@ from tauten.make.model.run import forward
 from tauten.make.model.task import Task
 from tauten.make.passes.compress._factor import METHODS, decompose, power
 from tauten.make.passes.compress._factor_inputs import Inputs
-from tauten.make.passes.compress._factor_time import one_call
+from tauten.make.passes.compress._factor_time import is_faster, one_call
 from tauten.make.passes.compress.low_rank import LowRank
 from tauten.make.passes.quantize._calibrate import Data
 from tauten.testing.tiny import cnn_task, encoder_task
@@ -262,6 +262,14 @@ def test_layers_are_timed_on_what_they_are_given() -> None:
     with torch.no_grad():
         for path in ("2", "7", "9"):
             assert torch.allclose(found[path], model.module[: int(path)](found["0"]), atol=1e-6)
+
+
+def test_faster_is_what_is_so_in_most_rounds_beside_the_other() -> None:
+    layer = [1.0, 9.0, 1.0, 1.0, 9.0] * 3  # a machine that does other work now and then
+    assert is_faster([0.8 * ms for ms in layer], layer)
+    assert not is_faster([0.97 * ms for ms in layer], layer)
+    assert not is_faster([0.5, 10.0, 0.5, 2.0, 5.0] * 3, layer)
+    assert not is_faster(layer, layer)
 
 
 def test_the_graph_answers_as_the_thin_layers(tmp_path: Any) -> None:

@@ -127,6 +127,16 @@ def test_a_table_that_is_the_output_layer_too_ships_once(tmp_path: Path) -> None
     assert np.allclose(engine_of(lowered, tmp_path)({"ids": ids})["output"], wanted, atol=1e-5)
 
 
+def test_a_short_vector_leaves_the_graph_where_a_codec_spares_its_bytes() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 100), nn.Linear(100, 100))
+    with torch.no_grad():
+        module[0].bias.copy_(torch.randint(-4, 5, (100,)) / 32)
+    specs = (TensorSpec(name="x", shape=("batch", 8)),)
+    lowered = lower(Task(model=module, inputs=specs, calibrate=[np.ones((4, 8), np.float32)]))
+    assert sorted(lowered.weights) == ["0.bias", "0.weight", "1.weight"]
+
+
 def test_the_same_module_gives_the_same_bytes() -> None:
     assert lower(tiny.cnn_task()).graph == lower(tiny.cnn_task()).graph
 

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tauten.core.tensor import Arrays, TensorSpec
+from tauten.codecs.arithmetic import ARITHMETIC
+from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.errors import LoweringError
 from tauten.make.lower._export import strip
 from tauten.run.engines._onnx_wire import DTYPES, MARKER
@@ -20,7 +21,10 @@ SMALLEST: Final = 16
 """Tensors of fewer elements stay in the graph: shapes and constants, which a runtime folds while it loads."""
 
 SMALLEST_VECTOR: Final = 256
-"""Vectors of fewer elements (biases, scales) stay too: apart from the graph, each costs more to name than to hold."""
+"""Vectors of fewer elements (biases, scales) stay too, where apart from the graph they cost more to name than to hold."""
+
+_APART_BYTES: Final = 72
+"""About what a tensor apart takes beside its numbers: how the graph names it, and the manifest's line of its layer."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -68,14 +72,14 @@ def unwrap(graph: GraphProto) -> None:
 def detach(model: ModelProto) -> Arrays:
     """Take the weights out of the graph and return them by name.
 
-    Works in place: each tensor of ``SMALLEST`` elements or more (vectors: ``SMALLEST_VECTOR``) leaves its bytes to the
-    artifact's weights, the names of all other values become short, and attributes that say what holds anyway go.
-    Tensors inside branches and loops stay.
+    Works in place: each tensor of ``SMALLEST`` elements or more leaves its bytes to the artifact's weights (vectors of
+    fewer than ``SMALLEST_VECTOR`` only where a codec finds few bits in them), the names of all other values become
+    short, and attributes that say what holds anyway go. Tensors inside branches and loops stay.
     """
     weights: Arrays = {}
     for tensor in model.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.size < (SMALLEST_VECTOR if array.ndim < 2 else SMALLEST):
+        if array.size < SMALLEST or (array.ndim < 2 and array.size < SMALLEST_VECTOR and not _spares_bytes(array)):
             _pack(tensor)
             continue
         if tensor.data_type not in DTYPES:
@@ -223,6 +227,13 @@ def _letters(number: int) -> str:
         text = chr(ord("a") + digit) + text
         if not number:
             return text
+
+
+def _spares_bytes(vector: Array) -> bool:
+    """Whether a vector of floats, such as a bias on a grid, takes less apart than in the graph, which no codec sees."""
+    if vector.nbytes <= _APART_BYTES or vector.dtype.name not in ("float16", "float32"):
+        return False
+    return _APART_BYTES + len(ARITHMETIC.encode({"": vector})) < vector.nbytes
 
 
 def _pack(tensor: TensorProto) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
@@ -17,7 +18,7 @@ from tauten.make.model.pass_ import Change, Context, Pass
 from tauten.make.passes.compress._division import Point, Probe, divide
 from tauten.make.passes.compress._factor import METHODS, Factoring, Option
 from tauten.make.passes.compress._factor_inputs import Inputs, find_inputs
-from tauten.make.passes.compress._factor_time import one_call, times_ms
+from tauten.make.passes.compress._factor_time import is_faster, one_call, rounds_ms
 from tauten.make.passes.quantize._calibrate import Data
 from tauten.make.passes.quantize._noise import Noise
 from tauten.make.passes.quantize._sites import find_sites
@@ -32,8 +33,6 @@ _PROBED: Final = 0.1
 """About the share of a layer's answers that is taken away to see how far the outputs move."""
 _TIMED: Final = 6
 """Ranks that are timed, of each method."""
-_FASTER: Final = 0.95
-"""Of a layer's time; what is nearer to it is noise."""
 _WHOLE: Final = -1
 _HALF: Final = 0.5
 _ZEROS: Final = 0.1
@@ -239,10 +238,11 @@ def _timed(layer: nn.Module, factorings: Mapping[str, Factoring], options: list[
     # Time is a matter of shapes: what is found without data will do, and is found sooner.
     alike = {method: METHODS[method](layer, None) for method in factorings}
     made = [alike[option.method].make(option.ranks) for option in tried]
-    whole, *times = times_ms([layer, *made], x)
-    faster = {option: ms for option, ms in zip(tried, times, strict=True) if ms < _FASTER * whole}
-    best = min(times)
-    return _Plan(factorings, whole, faster, f"it takes {whole:.3f} ms, and factored {best:.3f} ms at least")
+    whole, *others = rounds_ms([layer, *made], x)
+    times = {option: statistics.median(ms) for option, ms in zip(tried, others, strict=True)}
+    faster = {option: times[option] for option, ms in zip(tried, others, strict=True) if is_faster(ms, whole)}
+    takes, best = statistics.median(whole), min(times.values())
+    return _Plan(factorings, takes, faster, f"it takes {takes:.3f} ms, and factored {best:.3f} ms at least")
 
 
 def _unfit(layer: Any, sparse: bool) -> str:
