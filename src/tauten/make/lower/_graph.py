@@ -21,7 +21,7 @@ SMALLEST: Final = 16
 """Tensors of fewer elements stay in the graph: shapes and constants, which a runtime folds while it loads."""
 
 SMALLEST_VECTOR: Final = 256
-"""Vectors of fewer elements (biases, scales) stay too, where apart from the graph they cost more to name than to hold."""
+"""Vectors of fewer elements (biases, scales) stay too, where apart they cost more to name than to hold."""
 
 _APART_BYTES: Final = 72
 """About what a tensor apart takes beside its numbers: how the graph names it, and the manifest's line of its layer."""
