@@ -95,6 +95,26 @@ def test_calls_of_one_turn_run_together_and_each_gets_its_rows(make: Make) -> No
     run(main)
 
 
+def test_who_is_heard_a_turn_later_joins_those_that_were_answered_with_it() -> None:
+    async def main() -> None:
+        asking = Asking(Double(), make=Inline)
+        for later in (3, 2, 1, 0):
+            waiting = [asking.ask() for _ in range(4 - later)]
+            await asyncio.sleep(0)
+            waiting += [asking.ask() for _ in range(later)]
+            await asyncio.gather(*waiting)
+            asking.batches.append(0)
+        # The first knew of no others yet; then all four run together, however they came.
+        assert asking.batches == [1, 3, 0, 4, 0, 4, 0, 4, 0]
+        waiting = [asking.ask() for _ in range(2)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert asking.batches[-1] == 2  # nobody else came, and they have not waited for long
+        asking.worker.close()
+
+    run(main)
+
+
 def test_what_comes_while_an_instance_is_busy_is_the_next_batch() -> None:
     async def main() -> None:
         engine = Gated()

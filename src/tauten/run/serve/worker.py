@@ -3,7 +3,7 @@
 ::
 
     submit(call) ── Scheduler.next ── Batch ── Balancer.pick ── Instance.run ── answered(call)
-                        └── the calls of one turn of the event loop gather before the first batch is made
+                        └── the calls of one turn of the event loop, or a few, gather before the first batch is made
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._running: dict[int, tuple[Batch, int]] = {}
         self._due = False
+        self._last = 0  # calls of the batch that left last
+        self._seen = 0  # calls that waited a turn before
         self._wake: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -147,9 +149,19 @@ class Worker:
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
-        """Hand batches to idle instances."""
-        self._due = False
+        """Hand batches to idle instances.
+
+        Clients that were answered together ask again one after the other. While fewer wait than left together last, and
+        each turn of the event loop brings more, another is taken: it costs less than a batch more.
+        """
         scheduler = self._scheduler
+        waiting = scheduler.waiting
+        if self._seen < waiting < self._last:
+            self._seen = waiting
+            self._loop.call_soon(self._dispatch)
+            return
+        self._due = False
+        self._seen = 0
         while scheduler.waiting and (instance := self._pick()) is not None:
             now = perf_counter_ns()
             found = scheduler.next(now)
@@ -161,6 +173,7 @@ class Worker:
                 self._wake = self._loop.call_later(max(0, found - now) * 1e-9, self._soon)
                 break
             self._running[id(found)] = (found, now)
+            self._last = len(found.calls)
             instance.run(found, self._ran)
             if instance.outstanding == 0:  # it ran in this thread: others first, so that what came meanwhile joins
                 if scheduler.waiting:
