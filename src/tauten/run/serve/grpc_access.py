@@ -7,7 +7,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from tauten.run.serve.around.access_log import GIVEN, HEADER, LONGEST_PATH, computed, log
-from tauten.run.serve.grpc_rpcs import Handle, Rpc
+from tauten.run.serve.grpc_rpcs import Handle, Rpc, until_its_end
 
 _HEADER: Final = HEADER.decode("ascii").lower()
 
@@ -19,18 +19,13 @@ def logged(path: str, handle: Handle) -> Handle:
         started_ns = perf_counter_ns()
         request_id = _id_of(rpc)
         rpc.context.set_trailing_metadata(((_HEADER, request_id),))
-        failed: BaseException | None = None
-        try:
-            return await handle(rpc)
-        except BaseException as fault:
-            failed = fault
-            raise
-        finally:
+
+        def ended(status: str) -> None:
             fields: dict[str, object] = {
                 "request_id": request_id,
                 "method": "gRPC",
                 "path": path[:LONGEST_PATH],
-                "status": rpc.status(failed),
+                "status": status,
                 "duration_ms": round((perf_counter_ns() - started_ns) * 1e-6, 3),
                 "received_bytes": rpc.received_bytes,
                 "sent_bytes": rpc.sent_bytes,
@@ -38,6 +33,9 @@ def logged(path: str, handle: Handle) -> Handle:
             if rpc.call is not None and not rpc.streams:  # a stream has many
                 fields.update(computed(rpc.call))
             log.info("%(method)s %(path)s %(status)s %(duration_ms)g ms", fields, extra={"fields": fields})
+
+        with until_its_end(rpc, ended):
+            return await handle(rpc)
 
     return around
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import grpc
@@ -92,6 +93,19 @@ Around = Callable[[str, Handle], Handle]
 """Puts something around what answers a path."""
 Bind = Callable[[Metadata], Any]
 """Makes what gRPC calls for one RPC. It is made for each, as gRPC would read the metadata anew for who asks later."""
+
+
+@contextmanager
+def until_its_end(rpc: Rpc, told: Callable[[str], None]) -> Iterator[None]:
+    """``rpc`` is answered in the block; ``told`` hears the name of the status that it ends with, however it ends."""
+    failed: BaseException | None = None
+    try:
+        yield
+    except BaseException as fault:
+        failed = fault
+        raise
+    finally:
+        told(rpc.status(failed))
 
 
 class Unauthenticated(ServeError):

@@ -7,7 +7,7 @@ from typing import Final
 
 from tauten.run.serve.around.access_log import LONGEST_PATH
 from tauten.run.serve.around.spans import CONTEXT, Spans
-from tauten.run.serve.grpc_rpcs import Around, Handle, Rpc
+from tauten.run.serve.grpc_rpcs import Around, Handle, Rpc, until_its_end
 
 _OTHER: Final = "_OTHER"
 _FAULTS: Final = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -33,14 +33,8 @@ def traced(spans: Spans, paths: frozenset[str], quiet: frozenset[str]) -> Around
             span = spans.begin(facts["rpc.method"], carrier, facts)
             if rpc.streams:
                 rpc.answered = partial(spans.one_of, span)
-            failed: BaseException | None = None
-            try:
-                return await handle(rpc)
-            except BaseException as fault:
-                failed = fault
-                raise
-            finally:
-                status = rpc.status(failed)
+
+            def ended(status: str) -> None:
                 span.set_attribute("rpc.response.status_code", status)
                 if status == "CANCELLED":
                     spans.left(span)
@@ -48,6 +42,9 @@ def traced(spans: Spans, paths: frozenset[str], quiet: frozenset[str]) -> Around
                     if rpc.call is not None and not rpc.streams:
                         spans.inside(span, rpc.call)
                     spans.end(span, status if status in _FAULTS else None)
+
+            with until_its_end(rpc, ended):
+                return await handle(rpc)
 
         return spanned
 
