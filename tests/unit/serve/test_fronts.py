@@ -236,6 +236,36 @@ def test_ready_is_said_of_all_that_take_connections(tmp_path: Path) -> None:
         assert any(first_bytes(port, ready).startswith(b"HTTP/1.1 200 ") for _ in range(3))
 
 
+def test_health_checks_over_grpc_tell_of_all_that_take_connections(tmp_path: Path) -> None:
+    grpc = pytest.importorskip("grpc")
+    health = pytest.importorskip("grpc_health.v1.health_pb2")
+    stubs = pytest.importorskip("grpc_health.v1.health_pb2_grpc")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        grpc_port = free.getsockname()[1]
+
+    def status(name: str) -> Any:
+        """What the front answers that takes the connection; ``None`` where it does not answer."""
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            try:
+                return stubs.HealthStub(channel).Check(health.HealthCheckRequest(service=name), timeout=3).status
+            except grpc.RpcError:
+                return None
+
+    serving = health.HealthCheckResponse
+    with fronts(tmp_path, str(null_artifact(tmp_path / "nothing")), "--grpc-port", str(grpc_port)) as (process, _):
+        assert {status(""), status("nothing")} == {serving.SERVING}
+        stopped = children(process)[1]
+        os.kill(stopped, signal.SIGSTOP)  # it is there, and does not answer
+        try:
+            for name in ("", "nothing"):
+                seen: list[Any] = []
+                until(lambda name=name, seen=seen: seen.append(status(name)) or any(seen))
+                assert set(seen) <= {None, serving.NOT_SERVING}
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        until(lambda: {status("") for _ in range(4)} == {serving.SERVING})
+
+
 def first_bytes(port: int, request: bytes) -> bytes:
     """What comes within three seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=3) as connection:

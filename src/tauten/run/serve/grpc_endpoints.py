@@ -91,16 +91,20 @@ class GrpcEndpoints:
         await asyncio.shield(task)
         return b""
 
-    def serves(self, service: str) -> bool | None:
+    async def serves(self, service: str) -> bool | None:
         """Whether a service is ready, for health checks: "" is the server, a model's name is that model."""
-        if service in ("", INFERENCE.service_name):
-            return self._ready()
-        try:
-            return self._repository.find(service).ready and not self._stopping()
-        except NotReady:
-            return False
-        except NotFound:
-            return None
+        name = "" if service == INFERENCE.service_name else service
+        if not name:
+            ready = self._ready()
+        else:
+            try:
+                ready = self._repository.find(name).ready and not self._stopping()
+            except NotReady:
+                return False
+            except NotFound:
+                return None
+        together = self._manager.together
+        return ready and (together is None or await together.ready(name))
 
     def _ready(self) -> bool:
         return self._repository.ready and not self._stopping()

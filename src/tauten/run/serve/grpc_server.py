@@ -147,7 +147,7 @@ class GrpcServer:
         unary[ours + "RepositoryIndex"] = lambda data, rpc: endpoints.index(data)
         unary[ours + "RepositoryModelLoad"] = lambda data, rpc: endpoints.load(data)
         unary[ours + "RepositoryModelUnload"] = lambda data, rpc: endpoints.unload(data)
-        unary[f"/{HEALTH.service_name}/Check"] = _at_once(health.check)
+        unary[f"/{HEALTH.service_name}/Check"] = lambda data, rpc: health.check(data)
         streams: dict[str, Stream] = {
             ours + "ModelStreamInfer": infer.stream,
             f"/{HEALTH.service_name}/Watch": health.watch,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -25,13 +25,13 @@ _NOT_FOUND: Final = 5
 class Health:
     """``grpc.health.v1.Health``. ``serves`` says of a service whether it is ready, ``None`` where there is no such."""
 
-    def __init__(self, serves: Callable[[str], bool | None]) -> None:
+    def __init__(self, serves: Callable[[str], Awaitable[bool | None]]) -> None:
         self._serves = serves
 
-    def check(self, data: bytes) -> bytes:
+    async def check(self, data: bytes) -> bytes:
         """Raises ``NotFound`` for a service that is not there."""
         service = parse(_CHECK, data).service
-        status = self._status(service)
+        status = await self._status(service)
         if status == _UNKNOWN:
             raise NotFound(f"no service or model named {service!r:.80}")
         return _serialized(_STATUS(status=status))
@@ -43,7 +43,7 @@ class Health:
         service = parse(_CHECK, data).service
         told = None
         while True:
-            status = self._status(service)
+            status = await self._status(service)
             if status != told:
                 await rpc.write(_serialized(_STATUS(status=status)))
                 told = status
@@ -55,8 +55,8 @@ class Health:
             except TimeoutError:
                 pass
 
-    def _status(self, service: str) -> int:
-        serves = self._serves(service)
+    async def _status(self, service: str) -> int:
+        serves = await self._serves(service)
         return _UNKNOWN if serves is None else _SERVING if serves else _NOT_SERVING
 
 
