@@ -18,7 +18,9 @@ import pytest
 from tauten.errors import ConfigError, EngineError
 from tauten.run.serve.around.guard import Guarded
 from tauten.run.serve.checks import thread_warnings
+from tauten.run.serve.instances import cores
 from tauten.run.serve.logs import JsonLines, TextLines
+from tauten.run.serve.model import ServedModel
 from tauten.run.serve.protocol.connections import GRACE_S
 from tauten.run.serve.settings import Security, ServeSettings
 from tauten.run.serve.tls import server_context
@@ -246,3 +248,28 @@ def test_threads_against_cores() -> None:
     (wide,) = thread_warnings(models=1, instances=1, threads=8, cores=4)
     assert "--threads 4" in wide
     assert len(thread_warnings(models=4, instances=2, threads=2, cores=4)) == 1
+    assert thread_warnings(models=1, instances=2, threads=1, cores=4, fronts=2) == []
+    (shared,) = thread_warnings(models=1, instances=4, threads=1, cores=4, fronts=2)
+    assert "2 of the 4 cores" in shared
+    assert "--instances 2" in shared
+    (fronts,) = thread_warnings(models=1, instances=1, threads=1, cores=4, fronts=8)
+    assert "--fronts 4" in fronts
+
+
+def test_a_server_warns_once_also_where_a_model_comes_later(caplog: pytest.LogCaptureFixture) -> None:
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "--instances" in record.getMessage()]
+
+    with running(Double(), instances=cores() + 1) as server:
+        (first,) = told()
+        assert f"{cores() + 1} instances" in first
+
+        def load_another() -> None:
+            model = ServedModel("later", Double())
+            model.start(server.server.settings)
+            server.server._repository.put("later", [model])
+
+        server.loop.call_soon_threadsafe(load_another)
+        until(lambda: len(told()) > 1)
+        (again,) = told()[1:]
+        assert again.startswith("2 models")

@@ -77,6 +77,8 @@ class Server:
         self._front = front
         self._together: Together | None = None
         self._tasks: set[asyncio.Task[object]] = set()
+        self._warned: set[str] = set()
+        self._repository.on_change(self._warn)
         self._cache: Cache | None = None
         self._grpc = _grpc_server(self._repository, self.settings, self.manager, self._around)
         self._listener: asyncio.Server | None = None
@@ -214,11 +216,14 @@ class Server:
         endpoints.join(together)
 
     def _warn(self) -> None:
-        """Tell of what will make calls wait for each other."""
+        """Tell, once, of what will make calls wait for each other."""
         models = list(self._repository)
-        if models:
-            instances, threads = max(model.instances for model in models), max(model.threads for model in models)
-            for line in thread_warnings(len(models), instances, threads, cores()):
+        if not models or (self._front is not None and self._front.index):
+            return
+        instances, threads = max(model.instances for model in models), max(model.threads for model in models)
+        for line in thread_warnings(len(models), instances, threads, cores(), self.settings.fronts):
+            if line not in self._warned:
+                self._warned.add(line)
                 log.warning("%s", line)
 
     def _begin(self, work: Coroutine[Any, Any, object]) -> None:
