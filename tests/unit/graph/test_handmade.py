@@ -21,7 +21,8 @@ from tauten.testing.zoo.cut import Cut, cut
 BY_NAME = {entry.name: entry for entry in HANDMADE}
 # What is not pruned besides what makes the outputs, and by which operation.
 REFUSED = {"hard_coded": ("conv2", "aten.view"), "tied_words": ("words", "aten.embedding")}
-LOWERED = {"lstm_tagger", "shufflenet_v2", "group_norm_resnet", "style_transfer", "autoencoder"}
+LOWERED = ("lstm_tagger", "group_norm_resnet")
+LOWERED_TOO = ("shufflenet_v2", "style_transfer", "autoencoder")
 
 
 @pytest.mark.parametrize("name", sorted(BY_NAME))
@@ -37,6 +38,12 @@ def test_cut_and_lowered(name: str, tmp_path: Path) -> None:
     assert operation in told.get(layer, "")
     if name in LOWERED:
         _assert_lowered(entry, found, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOWERED_TOO)
+def test_others_are_lowered_too(name: str, tmp_path: Path) -> None:
+    _assert_lowered(BY_NAME[name], cut(BY_NAME[name]), tmp_path)
 
 
 def _assert_lowered(entry: ZooModel, found: Cut, folder: Path) -> None:

@@ -125,6 +125,7 @@ class Strided(nn.Module):
         return self.head(torch.relu(self.first(x)).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_what_does_not_run_with_an_open_batch_has_methods_for_fixed_ones(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,6 +64,7 @@ def test_what_is_over_the_limit_is_coded_and_answers_the_same_bit_for_bit(plain:
     assert again.entries[0].history == result.best.history
 
 
+@pytest.mark.slow
 def test_a_level_finds_the_best_quality_at_a_size(
     plain: tuple[tauten.Result, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

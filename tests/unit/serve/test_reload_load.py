@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.tiny import WAIT_S, ask, ones_request, post
 
@@ -126,6 +128,7 @@ def test_an_artifact_is_replaced_under_load_and_no_request_fails(tmp_path: Path)
         assert stats["inference_count"] >= sum(client.answered for client in clients)
 
 
+@pytest.mark.slow
 def test_models_are_loaded_and_unloaded_under_load(tmp_path: Path) -> None:
     null_artifact(tmp_path / "m")
     null_artifact(tmp_path / "other")
