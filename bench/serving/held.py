@@ -33,6 +33,7 @@ HELD: Final = FOLDER / "held.json"
 NAME: Final = "held"
 CLIENTS: Final = 16
 _BUSY: Final = ("429", "503")
+_OWN_FAULTS: Final = ("UNKNOWN", "INTERNAL", "DATA_LOSS", "DEADLINE_EXCEEDED", "ABORTED")
 PATH: Final = f"/v2/models/{NAME}/infer"
 
 
@@ -85,6 +86,37 @@ def malformed(model: Served, count: int = 100_000, seed: int = 0) -> dict[str, A
         "malformed_statuses": {str(status): number for status, number in sorted(statuses.items())},
         "malformed_growth_percent": round(100 * (after / before - 1), 2),
         "crashes": 0,
+    }
+
+
+def malformed_grpc(model: Served, count: int = 20_000, seed: int = 0) -> dict[str, Any]:
+    """The same over gRPC: messages, streams, methods and bytes that are not as they should be."""
+    from bench.serving.malformed_grpc import MalformedGrpcClient
+
+    port = free_port()
+    ((name, samples),) = model.arrays().items()
+    with serving(model, "--grpc-port", str(port)) as running:
+        clients = [
+            MalformedGrpcClient(port, NAME, name, samples[:1].shape, CLIENTS * seed + number)
+            for number in range(CLIENTS)
+        ]
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            list(threads.map(lambda client: client.run(count // 5 // CLIENTS), clients))
+            before = running.own_mb()
+            statuses = sum(threads.map(lambda client: client.run(count // CLIENTS), clients), Counter())
+        after, hung = running.own_mb(), sum(client.hung for client in clients)
+        bad = {status: number for status, number in statuses.items() if status in _OWN_FAULTS}
+        if bad or hung:
+            raise AssertionError(f"{hung} requests hung, answers of the server's own fault: {bad}")
+        status = clients[0].good()
+        if status != "OK" or not ready(running.port):
+            raise AssertionError(f"a good request is answered {status} after the bad ones")
+        for client in clients:
+            client.close()
+    return {
+        "malformed_grpc_sent": statuses.total(),
+        "malformed_grpc_statuses": dict(sorted(statuses.items())),
+        "malformed_grpc_growth_percent": round(100 * (after / before - 1), 2),
     }
 
 
@@ -227,6 +259,7 @@ def _allow_files(count: int) -> None:
 
 SCENES: Final[dict[str, Callable[[Served], dict[str, Any]]]] = {
     "malformed": malformed,
+    "malformed_grpc": malformed_grpc,
     "killed": killed,
     "slow": slow,
     "overload": overload,
