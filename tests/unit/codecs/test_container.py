@@ -142,27 +142,56 @@ def head(*entries: bytes, total: int = 0, count: int | None = None) -> bytes:
     return found + b"".join(entries)
 
 
-EMPTY = bytes([0x21, 0, 128])  # float of shape (0,), constant, checked; after its name
+def tensor(*after_name: bytes | int, name: bytes = b"a") -> bytes:
+    """An entry that is whole, whatever it claims: its name, then the rest, and a checksum."""
+    rest = b"".join(part if isinstance(part, bytes) else bytes([part]) for part in after_name)
+    return bytes([len(name)]) + name + rest + bytes(4)
+
+
+FLOAT, BOOL, CHECKED, COLUMN, GRID, STEP = 0xA0, 0x00, 128, 64, 2, bytes([1, 0])
+EMPTY = bytes([FLOAT + 1, 0, CHECKED])
 HOSTILE = {
-    "no bytes": b"",
-    "half a magic number": b"TT",
-    "another version": container.MAGIC + bytes([2, 0, 0]),
-    "more than the limit": head(total=2**40),
-    "tensors without end": head(count=2**40),
-    "a number without end": container.MAGIC + b"\1" + b"\xff" * 20,
-    "a number told at length": container.MAGIC + b"\1\x80\0\0",
-    "a name that goes on elsewhere": head(bytes([0x51]) + b"a" + EMPTY),
-    "a type that there is not": head(bytes([1]) + b"a" + bytes([0xF0, 0])),
-    "dimensions without end": head(bytes([1]) + b"a" + bytes([0xAF]) + varint(2**30)),
-    "a shape of more than is left": head(bytes([1]) + b"a" + bytes([0xA1]) + varint(2**30), total=4),
-    "a side that no array has": head(bytes([1]) + b"a" + bytes([0xA2, 0]) + varint(2**60) + bytes([128, 0, 0, 0, 0])),
+    "no bytes": (b"", "begin with"),
+    "half a magic number": (b"TT", "begin with"),
+    "another version": (container.MAGIC + bytes([2, 0, 0]), "expected format 1, got 2"),
+    "more than the limit": (head(total=2**40), "at most 67108864 bytes, got 1099511627776"),
+    "tensors without end": (head(count=2**40), "1 more bytes"),
+    "a number without end": (container.MAGIC + b"\1" + b"\xff" * 20, "whole number"),
+    "a number told at length": (container.MAGIC + b"\1\x80\0\0", "whole number"),
+    "a name that goes on elsewhere": (head(bytes([0x51]) + b"a" + EMPTY), "a name of at most"),
+    "a name spelled at length": (head(tensor(EMPTY, name=b".bias")), "another way than the shortest"),
+    "a name that is no text": (head(tensor(EMPTY, name=b"\xd0")), "UTF-8"),
+    "a type that there is not": (head(tensor(0xC0, CHECKED)), "a type and at most"),
+    "dimensions without end": (head(bytes([1]) + b"a" + bytes([0xAF]) + varint(2**30)), "32 dimensions"),
+    "a shape of more than is left": (
+        head(tensor(FLOAT + 1, varint(2**25), CHECKED, bytes(4)), total=4),
+        "at most 4 bytes",
+    ),
+    "a side that no array has": (head(tensor(FLOAT + 2, 0, varint(2**60), CHECKED)), "got shape"),
+    "a way that there is not": (head(tensor(FLOAT + 1, 1, CHECKED + 6), total=4), "a way to code it"),
+    "a boolean of two": (head(tensor(BOOL + 1, 1, CHECKED, 2), total=1), "a boolean"),
+    "no checksum at the end": (head(tensor(FLOAT + 1, 1, 0, bytes(4)), total=4), "a checksum after the last"),
+    "a column of nothing": (head(tensor(FLOAT + 1, 1, COLUMN + GRID, STEP), total=4), "a checksum after the last"),
+    "a column of a vector": (
+        head(
+            tensor(FLOAT + 1, 1, COLUMN + GRID, STEP)[:-4],
+            tensor(FLOAT + 1, 1, CHECKED + GRID, STEP, bytes([3, 1, 0, 0]), name=b"b"),
+            total=8,
+        ),
+        "no room for it as its last column",
+    ),
+    "a palette of more than there is": (head(tensor(FLOAT + 1, 2, CHECKED + 4, 3, 0), total=8), "a palette of 3"),
+    "less than was said": (head(tensor(FLOAT + 1, 1, CHECKED, bytes(4)), total=400), "396 more bytes"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_crafted_heads_are_refused(name: str) -> None:
+    data, why = HOSTILE[name]
+    with pytest.raises(ArtifactError, match=why):
+        list(container.entries(data))
     with pytest.raises(ArtifactError):
-        container.decode(HOSTILE[name])
+        container.decode(data)
 
 
 def test_names_come_in_order_and_once() -> None:

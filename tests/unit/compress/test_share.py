@@ -85,8 +85,15 @@ def test_layers_may_say_otherwise() -> None:
 
 
 def test_what_is_small_is_left_alone_and_named() -> None:
-    made = share(problem())
-    assert made.history[-1].notes["refused"] == {"4.weight": "192 numbers, too few to share"}
+    made = share(problem(), clusters=256)
+    assert made.history[-1].notes["refused"] == {"4.weight": "192 values would weigh as much as they spare"}
+    assert torch.equal(made.module[4].weight, build(problem())[4].weight)
+    specs = (TensorSpec(name="x", shape=("batch", 7)),)
+    data = [np.ones((4, 7), np.float32)]
+    made = share(
+        Task(model=nn.Sequential(nn.Linear(7, 64), nn.Linear(64, 7), nn.Linear(7, 9)), inputs=specs, calibrate=data)
+    )
+    assert made.history[-1].notes["refused"] == {"2.weight": "63 numbers, too few to share"}
 
 
 def test_more_values_lose_less() -> None:

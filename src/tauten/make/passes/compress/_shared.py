@@ -19,8 +19,8 @@ from tauten.make.passes.prune._samples import Samples
 from tauten.make.passes.prune._statistics import activation_norms, drawn_loss, gradients
 
 Importance = Literal["none", "inputs", "fisher"]
-FEWEST: Final = 256
-"""A parameter of fewer numbers is left alone: its values would weigh as much as they spare."""
+FEWEST: Final = 64
+"""A parameter of fewer numbers is left alone: there is little to spare in it, and much depends on each."""
 BYTES_A_VALUE: Final = 4
 
 
@@ -141,6 +141,12 @@ def coded_bytes(zeros: int, clusters: Clusters) -> float:
     """About what the weight takes in a file: its numbers by their entropy, and the values in float32."""
     counts: Ints = np.concatenate([[zeros], clusters.counts])
     return float(counts.sum()) * entropy(counts) / 8 + BYTES_A_VALUE * float((counts > 0).sum())
+
+
+def spares_bytes(weight: Weight, clusters: Clusters) -> bool:
+    """Whether the weight takes less so than as it is."""
+    parameter = weight.parameter
+    return coded_bytes(weight.zeros, clusters) < parameter.numel() * parameter.element_size()
 
 
 def to_notes(shared: Mapping[str, Shared], errors: Mapping[str, float]) -> dict[str, dict[str, Any]]:

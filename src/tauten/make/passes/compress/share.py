@@ -22,6 +22,7 @@ from tauten.make.passes.compress._shared import (
     Weight,
     coded_bytes,
     find_weights,
+    spares_bytes,
     to_notes,
     with_importance,
 )
@@ -125,6 +126,13 @@ class Share(Learning):
             found = [self._cluster(one.line(), asked.get(one.name), context) for one in weights]
         else:
             found = self._divide(model, context, weights, asked)
+        for one, clusters in zip(weights, found, strict=True):
+            if not spares_bytes(one, clusters):
+                refused[one.name] = f"{len(clusters.values)} values would weigh as much as they spare"
+        left = [(one, clusters) for one, clusters in zip(weights, found, strict=True) if one.name not in refused]
+        if not left:
+            raise PassError(f"{self.name}: the model has no weights to share: {refused}")
+        weights, found = [one for one, _ in left], [clusters for _, clusters in left]
         shared = [Shared.of(one, clusters) for one, clusters in zip(weights, found, strict=True)]
         errors = {one.weight.name: _error(one) for one in shared}
         for one in shared:
