@@ -356,13 +356,14 @@ def test_fronts_and_workers_are_killed_under_load_and_only_a_fronts_own_connecti
         assert not any(client.died or client.failed for client in clients)
         # A front, and with it its worker: its connections end, and no other.
         os.kill(second, signal.SIGSTOP)  # no connection comes or goes between the look and the kill
-        its = connected_to(second)
+        its, those_of_the_other = connected_to(second), connected_to(first)
+        assert its
         (worker,) = children_of(second)
         os.kill(second, signal.SIGKILL)
         until(lambda: len(children(process)) == 2 and second not in children(process))
         until(lambda: not alive(worker))
-        (other,) = (pid for pid in children(process) if pid != first)
-        until(lambda: len(children_of(other)) == 1)
+        # The system's list of children leaves some out while others come.
+        until(lambda: [len(children_of(pid)) for pid in children(process) if pid != first] == [1])
         until(lambda: quietly(lambda: all_there(port)))
         before = [client.answered for client in clients]
         until(lambda: all(client.answered > known + 20 for client, known in zip(clients, before, strict=True)))
@@ -371,9 +372,11 @@ def test_fronts_and_workers_are_killed_under_load_and_only_a_fronts_own_connecti
         for client in clients:
             client.join(WAIT_S)
             assert not client.failed, client.failed[:3]
-            assert len(client.died) <= 1
+            # One more may have been taken by the front that died, while the system ended it.
+            assert len(client.died) <= 2
+            assert its.issuperset(client.died[:1])
         died = {port for client in clients for port in client.died}
-        assert died <= its, "a connection of the other front died"
+        assert not died & those_of_the_other, "a connection of the other front died"
         for _ in range(8):
             assert ask(port, "POST", INFER, ones_request()).status == 200
 
