@@ -75,14 +75,19 @@ class PostTraining(QuantizingPass):
     def __call__(self, model: Model, context: Context) -> Change:
         if self.calibration != "auto" or self.rounding == "engine":
             return super().__call__(model, context)
+        # What comes before ranges are read is the same for all of them.
+        model, done = self.prepare(model, Data(model, context, self.samples))
+        step = replace(self, fold=False, equalize=False, smooth=0.0)
         made: dict[Calibration, Change] = {}
         for index, method in enumerate(_TRIED):
             # The last one has the model's own module to change.
             given = model if index == len(_TRIED) - 1 else model.but(module=copy.deepcopy(model.module))
-            made[method] = replace(self, calibration=method)(given, context)
+            made[method] = replace(step, calibration=method)(given, context)
         best = min(_TRIED, key=lambda method: _noise(made[method].notes["sqnr_db"]))
         told = {method: change.notes["sqnr_db"] for method, change in made.items()}
-        return replace(made[best], notes={**made[best].notes, "calibration": best, "calibrations_sqnr_db": told})
+        return replace(
+            made[best], notes={**made[best].notes, **done, "calibration": best, "calibrations_sqnr_db": told}
+        )
 
     def settings(self) -> Settings:
         """What the parameters mean; while ``auto`` has not chosen, ``minmax``."""
