@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tauten.run.serve.one_view import merged_index, merged_metrics, merged_statistics
+from tauten.run.serve.past import Past
 from tests.unit.serve.artifacts import linear_artifact, null_artifact
 from tests.unit.serve.tiny import WAIT_S, ask, ones_request, post, read_replies, tensor, until, wire
 
@@ -87,6 +88,46 @@ def test_one_that_is_killed_comes_back(tmp_path: Path) -> None:
 
         until(lambda: quietly(answers))
         until(lambda: 'process="0"' in ask(port, "GET", "/metrics").body.decode())
+
+
+def test_what_one_has_counted_is_not_lost_with_it(tmp_path: Path) -> None:
+    with fronts(tmp_path) as (process, port):
+        for killed in range(3):  # one after the other, and one of them twice
+            for _ in range(20):
+                assert ask(port, "POST", INFER, ones_request()).status == 200
+            total = 20.0 * (killed + 1)
+            assert [counted(port) for _ in range(4)] == [total] * 4
+            victim = children(process)[0]
+            os.kill(victim, signal.SIGKILL)
+            seen: list[float] = []
+
+            def all_back(victim: int = victim, seen: list[float] = seen) -> bool:
+                seen.append(counted(port))
+                return len(children(process)) == 2 and victim not in children(process) and all_there(port)
+
+            until(lambda all_back=all_back: quietly(all_back))
+            assert set(seen) == {total}, seen
+            assert {counted(port) for _ in range(8)} == {total}
+
+
+def test_only_what_grows_is_kept_of_one_that_died(tmp_path: Path) -> None:
+    text = (
+        b'# HELP a Counts.\n# TYPE a counter\na{x="1"} 3.0\n# TYPE b gauge\nb 5.0\n'
+        b'# TYPE c histogram\nc_bucket{le="1"} 1.0\nc_sum 0.5\n# TYPE d untyped\nd 2.0\n'
+        b"# TYPE process_cpu_seconds counter\nprocess_cpu_seconds 9.0\n"
+    )
+    kept = b'# TYPE a counter\na{x="1"} 3.0\n# TYPE c histogram\nc_bucket{le="1"} 1.0\nc_sum 0.5\n'
+    kept += b"# TYPE d untyped\nd 2.0\n"
+    here, other = Past(tmp_path, 0), Past(tmp_path, 1)
+    assert (here.told(1), here.over(1)) == (b"", b"")
+    here.note(1, text)
+    here.note(1, text)  # the same figures, told again
+    assert (here.told(1), here.over(1)) == (kept, b"")
+    for lives in (1, 2):
+        here.note(1, text)
+        other.begin()
+        assert here.told(1) == b""
+        assert f'a{{x="1"}} {3.0 * lives}' in here.over(1).decode()
 
 
 def quietly(asks: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-_OF_A_PROCESS: Final = ("process_", "python_")
+OF_A_PROCESS: Final = ("process_", "python_")
 _LATEST: Final = "last_inference"
 
 
@@ -25,7 +25,7 @@ def merged_metrics(texts: Iterable[tuple[int, bytes]]) -> bytes:
                 lines.setdefault(line, None)
                 continue
             name, _, value = line.rpartition(" ")
-            if name.startswith(_OF_A_PROCESS):
+            if name.startswith(OF_A_PROCESS):
                 plain, brace, labels = name.partition("{")
                 name = f'{plain}{{process="{number}"' + (f",{labels}" if brace else "}")
             lines[name] = (lines.get(name) or 0.0) + float(value)

@@ -122,6 +122,8 @@ class Server:
             await self._cache.open()
         for model in self._repository:
             self._start_model(model)
+        if self._front is not None:
+            await self._join(self._front)  # before anyone can ask it about all of them
         try:
             self._listener = await loop.create_server(
                 lambda: HttpConnection(self._handler, limits, connections),
@@ -132,7 +134,7 @@ class Server:
                 reuse_port=True if self._front is not None else None,
             )
         except OSError as fault:
-            await self._stop_models()
+            await self._leave()
             raise ServeError(_cannot_listen(self.settings, fault)) from None
         if self._grpc is not None:
             try:
@@ -140,12 +142,10 @@ class Server:
             except ServeError:
                 self._listener.close()
                 self._listener = None
-                await self._stop_models()
+                await self._leave()
                 raise
         self._connections = connections
         connections.start()
-        if self._front is not None:
-            await self._join(self._front)
         self._warn()
         await self.manager.start()
         if self._together is not None and self._front is not None and self._front.again:
@@ -175,9 +175,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await self.manager.close()
-        await self._stop_models()
-        if self._together is not None:
-            await self._together.stop()
+        await self._leave()
         await asyncio.to_thread(self._around.close)
         self._listener = self._connections = None
         self._endpoints.draining = False
@@ -203,13 +201,15 @@ class Server:
 
     async def _join(self, front: Front) -> None:
         """Be one of those who share the port, and answer for all of them."""
+        from tauten.run.serve.past import Past
         from tauten.run.serve.siblings import Siblings
         from tauten.run.serve.together import Together
 
         endpoints = self._endpoints
         siblings = Siblings(front.index, front.count, front.folder)
+        past = Past(front.folder, front.index)
         together = Together(
-            siblings, self._repository, self.manager, endpoints.metrics_here, lambda: endpoints.draining
+            siblings, past, self._repository, self.manager, endpoints.metrics_here, lambda: endpoints.draining
         )
         await together.start()
         self.manager.together = self._together = together
@@ -236,12 +236,15 @@ class Server:
         """Let ``model`` take requests."""
         model.start(self.settings, self._cache)
 
-    async def _stop_models(self) -> None:
+    async def _leave(self) -> None:
+        """Take no requests, and answer none of those who share the port."""
         for model in self._repository:
             model.stop()
         if self._cache is not None:
             await self._cache.close()
             self._cache = None
+        if self._together is not None:
+            await self._together.stop()
 
 
 def _grpc_server(

@@ -18,6 +18,7 @@ from typing import Any, Final
 from tauten.errors import LoadFailed, NotFound, NotReady, TautenError
 from tauten.run.serve.manager import Manager
 from tauten.run.serve.one_view import merged_index, merged_metrics, merged_statistics
+from tauten.run.serve.past import Past
 from tauten.run.serve.repository import Repository
 from tauten.run.serve.siblings import ABSENT, SILENT, Siblings
 from tauten.run.serve.statistics_document import statistics_document
@@ -38,12 +39,14 @@ class Together:
     def __init__(
         self,
         siblings: Siblings,
+        past: Past,
         repository: Repository,
         manager: Manager,
         metrics: Callable[[], bytes],
         draining: Callable[[], bool],
     ) -> None:
         self._siblings = siblings
+        self._past = past
         self._repository = repository
         self._manager = manager
         self._metrics = metrics
@@ -61,6 +64,7 @@ class Together:
 
     async def start(self) -> None:
         """Answer the others, and leave unloaded what they have unloaded."""
+        self._past.begin()
         await self._siblings.start(self._answer)
         for state in (await self._told("state")).values():
             self._manager.keep_unloaded(state["unloaded"])
@@ -81,10 +85,14 @@ class Together:
             self._telling = asyncio.ensure_future(self._siblings.ask("refresh", "", _CHANGE_S))
 
     async def metrics(self) -> bytes:
-        """The metrics of all that answer."""
-        found = {number: text for number, text in (await self._siblings.ask("metrics")).items() if text}
-        found[self._siblings.index] = self._metrics()
-        return merged_metrics(sorted(found.items()))
+        """The metrics of all that answer, and what others counted."""
+        found = {**await self._siblings.ask("metrics"), self._siblings.index: self._metrics()}
+        texts = []
+        for number, text in sorted(found.items()):
+            if text:
+                self._past.note(number, text)
+            texts += [(number, text or self._past.told(number)), (number, self._past.over(number))]
+        return merged_metrics(texts)
 
     async def statistics(self, name: str = "", version: str | None = None) -> dict[str, Any]:
         """The statistics of all that answer; of one model where it is named. Raises ``NotFound`` and ``NotReady``."""
