@@ -119,15 +119,15 @@ def test_only_what_grows_is_kept_of_one_that_died(tmp_path: Path) -> None:
     kept = b'# TYPE a counter\na{x="1"} 3.0\n# TYPE c histogram\nc_bucket{le="1"} 1.0\nc_sum 0.5\n'
     kept += b"# TYPE d untyped\nd 2.0\n"
     here, other = Past(tmp_path, 0), Past(tmp_path, 1)
-    assert (here.told(1), here.over(1)) == (b"", b"")
+    assert here.of(1) == (b"", b"")
     here.note(1, text)
     here.note(1, text)  # the same figures, told again
-    assert (here.told(1), here.over(1)) == (kept, b"")
+    assert here.of(1) == (kept, b"")
     for lives in (1, 2):
         here.note(1, text)
         other.begin()
-        assert here.told(1) == b""
-        assert f'a{{x="1"}} {3.0 * lives}' in here.over(1).decode()
+        assert here.of(1).told == b""
+        assert f'a{{x="1"}} {3.0 * lives}' in here.of(1).over.decode()
 
 
 def quietly(asks: object) -> bool:

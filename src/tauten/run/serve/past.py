@@ -6,14 +6,21 @@ and whoever takes its place puts it to what is over. So nothing is lost that was
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tauten.run.serve.one_view import OF_A_PROCESS, merged_metrics
 
 _KINDS: Final = ("counter", "histogram", "untyped")
 """The kinds of what only grows: counters by the names of V2 servers lack the ending that a counter must have."""
+
+
+class Counted(NamedTuple):
+    """``told`` is what a server has counted by when it was asked last, ``over`` what those did that it follows."""
+
+    told: bytes
+    over: bytes
 
 
 class Past:
@@ -25,30 +32,29 @@ class Past:
 
     def begin(self) -> None:
         """This server counts from 0: what was told of the one before it is over."""
-        told = self._path(self._index, "told")
-        over = merged_metrics([(0, _read(told)), (0, self.over(self._index))])
-        self._write(self._path(self._index, "over"), over)
-        told.unlink(missing_ok=True)
+        told, over = self.of(self._index)
+        self._write(self._index, Counted(b"", merged_metrics([(0, told), (0, over)])))
 
     def note(self, number: int, text: bytes) -> None:
         """``text`` are the metrics of the living server ``number``."""
-        self._write(self._path(number, "told"), counts_of(text))
+        self._write(number, self.of(number)._replace(told=counts_of(text)))
 
-    def over(self, number: int) -> bytes:
-        """What those have counted that were the server ``number`` before."""
-        return _read(self._path(number, "over"))
+    def of(self, number: int) -> Counted:
+        """What the server ``number`` and those before it have counted."""
+        try:
+            told, over = json.loads(self._path(number).read_bytes())
+        except FileNotFoundError:
+            return Counted(b"", b"")
+        return Counted(told.encode(), over.encode())
 
-    def told(self, number: int) -> bytes:
-        """What was last told of the server ``number``, which does not answer."""
-        return _read(self._path(number, "told"))
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.counted"
 
-    def _path(self, number: int, what: str) -> Path:
-        return self._folder / f"{number}.{what}"
-
-    def _write(self, path: Path, text: bytes) -> None:
+    def _write(self, number: int, counted: Counted) -> None:
+        """In one step: who reads must not find the same counts in both, nor in none."""
         fresh = self._folder / f"{self._index}.new"
-        fresh.write_bytes(text)
-        os.replace(fresh, path)
+        fresh.write_text(json.dumps([text.decode() for text in counted]), "utf-8")
+        fresh.replace(self._path(number))
 
 
 def counts_of(text: bytes) -> bytes:
@@ -67,10 +73,3 @@ def counts_of(text: bytes) -> bytes:
         if grows:
             kept.append(line)
     return "".join(kept).encode()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""

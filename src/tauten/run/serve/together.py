@@ -91,7 +91,8 @@ class Together:
         for number, text in sorted(found.items()):
             if text:
                 self._past.note(number, text)
-            texts += [(number, text or self._past.told(number)), (number, self._past.over(number))]
+            told, over = self._past.of(number)
+            texts += [(number, text or told), (number, over)]
         return merged_metrics(texts)
 
     async def statistics(self, name: str = "", version: str | None = None) -> dict[str, Any]:
