@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as npst
 
 from tauten.codecs import CODECS, container
 from tauten.codecs._huffman import decode_huffman, encode_huffman
+from tauten.codecs._mixing import decode_matrix, encode_matrix
+from tauten.codecs._planes import decode_planes, pack, unpack
 from tauten.codecs._wire import Reader, signed, varint
 from tauten.core.tensor import Array
 from tauten.errors import ArtifactError, ConfigError
@@ -169,6 +171,9 @@ HOSTILE = {
     ),
     "a side that no array has": (head(tensor(FLOAT + 2, 0, varint(2**60), CHECKED)), "got shape"),
     "a way that there is not": (head(tensor(FLOAT + 1, 1, CHECKED + 6), total=4), "a way to code it"),
+    "rows of a vector": (head(tensor(FLOAT + 1, 1, CHECKED + 8 + 3), total=4), "a way to code it"),
+    "a grid that is turned": (head(tensor(FLOAT + 2, 1, 1, CHECKED + 8 + GRID), total=4), "a way to code it"),
+    "a column with a coder": (head(tensor(FLOAT + 1, 1, COLUMN + 16 + GRID), total=4), "a way to code it"),
     "a boolean of two": (head(tensor(BOOL + 1, 1, CHECKED, 2), total=1), "a boolean"),
     "no checksum at the end": (head(tensor(FLOAT + 1, 1, 0, bytes(4)), total=4), "a checksum after the last"),
     "a column of nothing": (head(tensor(FLOAT + 1, 1, COLUMN + GRID, STEP), total=4), "a checksum after the last"),
@@ -192,6 +197,48 @@ def test_crafted_heads_are_refused(name: str) -> None:
         list(container.entries(data))
     with pytest.raises(ArtifactError):
         container.decode(data)
+
+
+def bomb(way: int, parameters: bytes, payload: bytes) -> bytes:
+    """A megabyte of numbers, of which a few bytes are said to tell all."""
+    side = 2**20
+    return head(tensor(0x11, varint(side), CHECKED + way, parameters, varint(len(payload)), payload), total=side)
+
+
+BOMBS = {
+    "huffman": bomb(16 + 1, b"\0", bytes([0, 1, 0])),  # dense; a table of one symbol, which is 0
+    "arithmetic": bomb(32 + 1, b"\0", bytes(8)),
+    "planes": bomb(1, b"\0", bytes([1, 2, 3, 4])),
+    "a plane by itself": bomb(5, b"", varint(2 * 64) + bytes(8)),
+    "a modelled plane": bomb(5, b"", varint(2 * 64 + 1) + bytes(64)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bytes_that_cannot_hold_so_much_are_refused_before_they_are_decoded(name: str) -> None:
+    with pytest.raises(ArtifactError, match="cannot hold"):
+        container.decode(BOMBS[name])
+
+
+def test_packed_bytes_are_held_to_their_size_and_their_window() -> None:
+    with pytest.raises(ArtifactError, match="cannot hold"):
+        unpack(bytes(4), 2**20)
+    packed = bytearray(pack(b"xy" * 2000, 3))
+    assert unpack(bytes(packed), 4000) == b"xy" * 2000
+    packed[0] = (24 - 10) << 3  # a window of 2**24 bytes, which a reader would have to hold
+    with pytest.raises(ArtifactError, match="too much memory"):
+        unpack(bytes(packed), 4000)
+
+
+def test_planes_hold_bytes_and_booleans() -> None:
+    modelled = encode_matrix(np.array([[3, 300]], np.int32))
+    planes = varint(2 * len(modelled) + 1) + modelled
+    with pytest.raises(ArtifactError, match="bytes in a plane"):
+        decode_planes(
+            Reader(planes), np.dtype("u1"), (2,), lambda data, rows, columns: decode_matrix(bytes(data), rows, columns)
+        )
+    with pytest.raises(ArtifactError, match="booleans"):
+        decode_planes(Reader(bytes([0, 1, 2])), np.dtype(bool), (2,))
 
 
 def test_names_come_in_order_and_once() -> None:
