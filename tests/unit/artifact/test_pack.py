@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,26 +75,40 @@ def entry(name: bytes, size: int, stored: int, packed: int = 1) -> bytes:
 
 
 HOSTILE = {
-    "nothing": b"",
-    "another version": MAGIC + b"\2\0",
-    "files without end": MAGIC + b"\1" + varint(2**60),
-    "no manifest": MAGIC + b"\1\0",
-    "a name that leaves the folder": MAGIC + b"\1\1" + entry(b"../x", 0, 0),
-    "an absolute name": MAGIC + b"\1\1" + entry(b"/etc/x", 0, 0),
-    "a file of its own checksums": MAGIC + b"\1\1" + entry(b"SHA256SUMS", 0, 0),
-    "a name without end": MAGIC + b"\1\1" + varint(2**40) + b"x",
-    "more than memory": MAGIC + b"\1\1" + entry(b"manifest.json", 2**50, 0),
-    "a bomb": MAGIC + b"\1\1" + entry(b"manifest.json", 2**26, 4) + b"\0\0\0\0",
-    "twice the same": MAGIC + b"\1\2" + 2 * entry(b"manifest.json", 0, 0, 0),
+    "nothing": (b"", "begins with"),
+    "another version": (MAGIC + b"\2\0", "expected version 1, got 2"),
+    "files without end": (MAGIC + b"\1" + varint(2**60), "at most 512 files"),
+    "no manifest": (MAGIC + b"\1\0", "manifest.json among them"),
+    "a name that leaves the folder": (MAGIC + b"\1\1" + entry(b"../x", 0, 0), "the plain name of a file"),
+    "an absolute name": (MAGIC + b"\1\1" + entry(b"/etc/x", 0, 0), "the plain name of a file"),
+    "a file of its own checksums": (MAGIC + b"\1\1" + entry(b"SHA256SUMS", 0, 0), "the plain name of a file"),
+    "a name without end": (MAGIC + b"\1\1" + varint(2**40) + b"x", "more bytes"),
+    "more than memory": (MAGIC + b"\1\1" + entry(b"manifest.json", 2**50, 0), "files of fewer bytes"),
+    "a way that there is not": (MAGIC + b"\1\1" + entry(b"manifest.json", 1, 1, 2) + b"x", "whether it is packed"),
+    "two sizes of one file": (MAGIC + b"\1\1" + entry(b"manifest.json", 2, 1, 0) + b"x", "whether it is packed"),
+    "twice the same": (MAGIC + b"\1\2" + 2 * entry(b"manifest.json", 0, 0, 0), "names in order"),
+    "out of order": (MAGIC + b"\1\2" + entry(b"manifest.json", 0, 0, 0) + entry(b"a", 0, 0, 0), "names in order"),
+    "bytes after the last": (MAGIC + b"\1\1" + entry(b"manifest.json", 0, 0, 0) + b"x", "after its end"),
+    "a bomb": (MAGIC + b"\1\1" + entry(b"manifest.json", 2**23, 4) + b"\0\0\0\0", "cannot hold"),
+    "other bytes than were packed": (MAGIC + b"\1\1" + entry(b"manifest.json", 1, 1, 0) + b"x", "sha256 differs"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_crafted_files_are_refused(name: str, tmp_path: Path) -> None:
+    data, why = HOSTILE[name]
     path = tmp_path / "hostile.tauten"
-    path.write_bytes(HOSTILE[name])
+    path.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
+    with pytest.raises(ArtifactError, match=why):
+        for one in read_packed(path.read_bytes()).values():
+            one.read()
     with pytest.raises(ArtifactError, match=r"hostile\.tauten"):
         read_artifact(path)
+
+
+def test_the_checksum_over_all_comes_before_any_use() -> None:
+    with pytest.raises(ArtifactError, match="CRC-32 differs"):
+        read_packed(MAGIC + b"\1\1" + entry(b"manifest.json", 1, 1, 0) + b"x" + bytes(4))
 
 
 def test_files_keep_their_bytes() -> None:

@@ -293,6 +293,30 @@ def test_huffman_gives_back(levels: Array) -> None:
     assert (decode_huffman(memoryview(coded), *whole.shape) == whole).all()
 
 
+ONE_BIT_EACH = bytes([0, 2, 0, 0, 0])  # dense; a table of 0 and 1, whose codes have a bit
+CODES = {
+    "no table": (bytes([0, 0]), 5, "a table of 0 symbols for 5"),
+    "a table without end": (bytes([0]) + varint(2**40), 5, "a table of"),
+    "a symbol too large": (bytes([0, 1]) + signed(2**31), 5, "32 bits"),
+    "runs too long": (varint(600) + bytes([1]), 5, "runs of zeros in 5 numbers"),
+    "more runs than numbers": (bytes([15, 100]), 5, "runs of zeros in 5 numbers"),
+    "a run that leaves the matrix": (bytes([15, 1, 1, 24, 1, 6]), 5, "leave the matrix"),
+    "lengths of no code": (bytes([0, 2, 0, 0, 0x11, 5, 0]), 5, "no code"),
+    "more bits than there are": (ONE_BIT_EACH + varint(1000), 5, "1000 bits of codes"),
+    "lanes too long": (ONE_BIT_EACH + bytes([0, 40]) + bytes(99), 2048, "less than 2"),
+    "a bit after the last": (ONE_BIT_EACH + bytes([5, 7]), 5, "zeros after the last"),
+    "a lane that ends elsewhere": (ONE_BIT_EACH + bytes([6, 0]), 5, "elsewhere"),
+    "a byte after the last": (ONE_BIT_EACH + bytes([5, 0, 0]), 5, "after its end"),
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_crafted_codes_are_refused(name: str) -> None:
+    data, size, why = CODES[name]
+    with pytest.raises(ArtifactError, match=why):
+        decode_huffman(data, 1, size)
+
+
 def test_huffman_comes_close_to_the_entropy() -> None:
     whole = np.rint(DRAW.normal(0, 3, (500, 400))).astype(np.int32)
     counts = np.unique(whole, return_counts=True)[1]
