@@ -20,8 +20,8 @@ PAGES = {
 }
 EARLIER = {name: comes_after(page.read_text("utf-8")) for name, page in PAGES.items()}
 ALONE = [name for name, earlier in EARLIER.items() if not earlier and name not in EARLIER.values()]
-LONG = ("README", "budgets", "comparing", "compression", "importing")
-"""Pages that make and time many artifacts, or do again what the page does that they go on from: getting-started."""
+LONG = ("CONTRIBUTING", "README", "budgets", "comparing", "compression", "distillation", "importing")
+"""Pages that train, make and time many artifacts, or do again what getting-started or the contracts do."""
 DONE: dict[str, Path] = {}
 FAILED: dict[str, str] = {}
 

@@ -23,7 +23,6 @@ def test_malformed_requests_are_answered_and_change_nothing(model: Served) -> No
     assert {400, 404} <= statuses  # it does send what it says
 
 
-@pytest.mark.slow
 def test_malformed_messages_over_grpc_are_answered_and_change_nothing(model: Served) -> None:
     pytest.importorskip("grpc")
     counts = held.malformed_grpc(model, count=1500, seed=7)
@@ -31,6 +30,7 @@ def test_malformed_messages_over_grpc_are_answered_and_change_nothing(model: Ser
     assert {"INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"} <= counts["malformed_grpc_statuses"].keys()
 
 
+@pytest.mark.slow
 def test_killed_workers_lose_no_request(model: Served) -> None:
     counts = held.killed(model, kills=3, every_s=1.0)
     assert counts["lost"] == 0

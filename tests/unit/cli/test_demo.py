@@ -1,4 +1,4 @@
-"""The demo, whole: what a stranger runs first; and with less to train, as far as anybody waits for it each time."""
+"""The demo, whole: what a stranger runs first; and with less to train, so that a budget is not met."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def test_the_demo_trains_optimizes_for_two_budgets_serves_and_tells_the_truth(tm
     assert (out / "digits.py").is_file()
 
 
+@pytest.mark.slow
 def test_with_one_epoch_and_one_recipe_it_serves_what_it_made_and_says_which_budget_is_not_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -374,7 +374,8 @@ def zoo_task(name: str) -> tauten.Task:
     return tauten.Task(name=name, model=found.build(), inputs=found.inputs, calibrate=data, validate=data)
 
 
-@pytest.mark.parametrize(("name", "protected"), [("vit", [0]), pytest.param("deit", [0, 1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "protected"), [("vit", [0]), ("deit", [0, 1])])
 def test_transformers_of_others_are_treated_and_exported(name: str, protected: list[int], tmp_path) -> None:
     task = zoo_task(name)
     model = apply(TokenMerging(share=0.25), to_model(task), Context(task, build(task)))
@@ -390,6 +391,7 @@ def test_windows_with_relative_places_are_refused() -> None:
         apply(TokenMerging(), to_model(task), Context(task, build(task)))
 
 
+@pytest.mark.slow
 def test_a_mask_that_only_the_exporter_makes_is_left_out(tmp_path) -> None:
     class Exported(Net):
         """Hands its blocks a mask of ones while it is exported, and nothing else."""
@@ -423,6 +425,7 @@ def test_lowered_to_onnx_it_answers_alike_at_any_batch(tmp_path) -> None:
         np.testing.assert_allclose(engine({"image": image})["output"][clear], expected[clear], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_lowered_to_int8_and_recovered_it_runs(tmp_path) -> None:
     _, after, _ = merged(VisionTransformer(depth=3), share=0.25)
     task = vision_transformer_task()

@@ -92,7 +92,8 @@ def long_recipes(recipes: Path) -> Path:
     return recipes
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_is_finished_and_says_so(
     sent: signal.Signals, tmp_path: Path, long_recipes: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_an_interrupt_that_the_tasks_own_code_swallows_ends_the_run_all_the_same
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_budget_that_nothing_meets_ends_with_3_and_shows_the_nearest(
     tmp_path: Path, recipes: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,7 +58,9 @@ def test_a_mask_with_more_zeros_is_lighter(drawn: Path) -> None:
     assert left < right
 
 
-@pytest.mark.parametrize("make", [compared.lower_is_better, compared.refused, compared.crowded])
+@pytest.mark.parametrize(
+    "make", [compared.lower_is_better, compared.refused, pytest.param(compared.crowded, marks=pytest.mark.slow)]
+)
 def test_what_is_out_of_the_ordinary_is_drawn_too(make: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     assert {path.name for path in draw_comparison(make(), tmp_path)} >= CURVES
 
