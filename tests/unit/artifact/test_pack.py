@@ -74,6 +74,10 @@ def entry(name: bytes, size: int, stored: int, packed: int = 1) -> bytes:
     return varint(len(name)) + name + bytes([packed]) + varint(size) + varint(stored) + bytes(32)
 
 
+def read_all(data: bytes) -> dict[str, bytes]:
+    return {name: one.read() for name, one in read_packed(data).items()}
+
+
 HOSTILE = {
     "nothing": (b"", "begins with"),
     "another version": (MAGIC + b"\2\0", "expected version 1, got 2"),
@@ -100,8 +104,7 @@ def test_crafted_files_are_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "hostile.tauten"
     path.write_bytes(data + zlib.crc32(data).to_bytes(4, "little"))
     with pytest.raises(ArtifactError, match=why):
-        for one in read_packed(path.read_bytes()).values():
-            one.read()
+        read_all(path.read_bytes())
     with pytest.raises(ArtifactError, match=r"hostile\.tauten"):
         read_artifact(path)
 
