@@ -126,14 +126,17 @@ class Share(Learning):
             found = [self._cluster(one.line(), asked.get(one.name), context) for one in weights]
         else:
             found = self._divide(model, context, weights, asked)
-        for one, clusters in zip(weights, found, strict=True):
-            if not spares_bytes(one, clusters):
-                refused[one.name] = f"{len(clusters.values)} values would weigh as much as they spare"
-        left = [(one, clusters) for one, clusters in zip(weights, found, strict=True) if one.name not in refused]
-        if not left:
+        pairs = list(zip(weights, found, strict=True))
+        refused |= {
+            weight.name: f"{len(clusters.values)} values would weigh as much as they spare"
+            for weight, clusters in pairs
+            if not spares_bytes(weight, clusters)
+        }
+        pairs = [pair for pair in pairs if pair[0].name not in refused]
+        if not pairs:
             raise PassError(f"{self.name}: the model has no weights to share: {refused}")
-        weights, found = [one for one, _ in left], [clusters for _, clusters in left]
-        shared = [Shared.of(one, clusters) for one, clusters in zip(weights, found, strict=True)]
+        weights = [weight for weight, _ in pairs]
+        shared = [Shared.of(*pair) for pair in pairs]
         errors = {one.weight.name: _error(one) for one in shared}
         for one in shared:
             one.put()
