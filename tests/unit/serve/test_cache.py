@@ -309,6 +309,14 @@ def test_a_fault_of_the_server_reaches_each(rig: Rig) -> None:
     assert all(isinstance(call.fault, NotReady) for call in calls)
 
 
+def test_who_begins_anew_gets_rows_in_its_own_order(rig: Rig) -> None:
+    first, second = rig.ask(0, 1), rig.ask(1, 0)
+    rig.inner.fail(rig.inner.calls[0], EngineError("broken"))
+    assert isinstance(first.fault, EngineError)
+    rig.inner.answer_all()
+    rig.check(second, cached=False)
+
+
 ROW = st.integers(0, 5)
 STEP = st.one_of(
     st.tuples(st.just("ask"), st.lists(ROW, min_size=1, max_size=4), st.integers(-1, 1), st.sampled_from([0, 50, 90])),
