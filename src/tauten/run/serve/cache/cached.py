@@ -249,7 +249,7 @@ class Cached:
         for waiter in sorted(others, key=_urgency):
             if not waiter.gone:
                 waiter.call.parts = [part for part in waiter.call.parts if part is not flight]
-                # In the order of its own rows, not of the other call's: ``_finish`` hands results over as they come.
+                # In the order of its own rows, not of the other call's: all of them are computed as the call came.
                 self._await(waiter, sorted(others[waiter]))
 
     def _deliver(self, waiting: Sequence[tuple[Waiter, int]], value: Value, flight: Flight | None) -> None:
