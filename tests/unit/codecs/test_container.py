@@ -306,6 +306,7 @@ CODES = {
     "lanes too long": (ONE_BIT_EACH + bytes([0, 40]) + bytes(99), 2048, "less than 2"),
     "a bit after the last": (ONE_BIT_EACH + bytes([5, 7]), 5, "zeros after the last"),
     "a lane that ends elsewhere": (ONE_BIT_EACH + bytes([6, 0]), 5, "elsewhere"),
+    "a short lane that ends elsewhere": (ONE_BIT_EACH + varint(1025) + bytes(1 + 257), 2049, "elsewhere"),
     "a byte after the last": (ONE_BIT_EACH + bytes([5, 0, 0]), 5, "after its end"),
 }
 
