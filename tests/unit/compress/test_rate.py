@@ -22,7 +22,7 @@ from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Context, Progress, silent
 from tauten.make.model.run import forward
 from tauten.make.passes.compress._rate_bits import coded_bytes, estimate, estimate_all, measured
-from tauten.make.passes.compress._rate_budget import choose, trim
+from tauten.make.passes.compress._rate_budget import Tightener, choose, trim
 from tauten.make.passes.compress._rate_layer import RateWeight, attach, detach, find
 from tauten.make.passes.compress._rate_units import remove_dead, sort_units
 from tauten.make.passes.compress._steps import short_step
@@ -119,6 +119,28 @@ def test_a_run_that_was_killed_goes_on_and_gives_the_same(task: tauten.Task, mad
     assert again.history[-1].notes["pruning"][1]["resumed"] == 2
 
 
+def test_what_is_trimmed_is_learned_around_and_a_kill_does_not_matter(task: tauten.Task, tmp_path: Path) -> None:
+    shares: list[float] = []
+
+    def killed(said: str, share: float) -> None:
+        shares.append(share)
+        if said.startswith("epoch 2/4"):  # of the mending: rounding has 3
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(task, tmp_path, killed, mend=0.6)
+    assert shares == sorted(shares)
+    assert shares[-1] < 1
+    again, whole = compress(task, tmp_path, mend=0.6), compress(task, mend=0.6)
+    assert digest(again.module) == digest(whole.module)
+    notes = again.history[-1].notes
+    assert (notes["resumed"], notes["epochs"], notes["rounding"]["epochs"]) == (1, 4, 3)
+    arrays = {name: tensor.numpy() for name, tensor in again.module.state_dict().items()}
+    assert len(CODECS.get("arithmetic").encode(arrays)) == notes["bytes"] <= BYTES
+    # Mending starts from the steps that rounding ended with, and from its weights.
+    assert notes["loss_before"] == pytest.approx(notes["rounding"]["loss_after"], rel=0.02)
+
+
 def test_bytes_that_cannot_be_met_are_refused(task: tauten.Task) -> None:
     with pytest.raises(PassError, match=r"expected at most 40 bytes, but with every weight zero the file has \d+"):
         compress(task, bytes=40)
@@ -133,7 +155,9 @@ def test_nothing_to_learn_from_is_refused(task: tauten.Task) -> None:
         compress(classify(model=nn.Sequential(nn.LayerNorm(6), nn.Softmax(dim=1))))
 
 
-@pytest.mark.parametrize("wrong", [{"bytes": 0}, {"share": 1.0}, {"prune": 1.0}, {"levels": 0.0}, {"epochs": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"bytes": 0}, {"share": 1.0}, {"prune": 1.0}, {"levels": 0.0}, {"epochs": 0}, {"mend": 1.0}]
+)
 def test_parameters_are_held_to_their_rules(wrong: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(wrong))):
         Rate(**wrong)
@@ -188,6 +212,24 @@ def test_trimming_goes_by_the_bits_of_the_coder() -> None:
     before = coded_bytes(module, parts)
     trim(module, parts, round(0.8 * before))
     assert 0.7 * before < coded_bytes(module, parts) <= 0.8 * before
+
+
+def test_bytes_are_held_while_levels_grow_until_they_are_let_go() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(40, 30))
+    parts = attach(module, find(module)[0], lambda _, value: RateWeight(torch.ones_like(value, dtype=torch.bool), 0.1))
+    module(torch.randn(64, 40)).square().mean().backward()
+    target = round(0.8 * coded_bytes(module, parts))
+    hold = Tightener(module, parts, target, 0.5)
+    found = []
+    for step in range(100):
+        hold(step, 100)
+        found.append(coded_bytes(module, parts))
+        with torch.no_grad():
+            parts[0].latent.mul_(1.02)
+    assert found[0] > target  # gradients have not told yet what weights are worth
+    assert max(found[3:51:3]) <= target
+    assert found[99] > target
 
 
 def test_gradients_pass_to_pruned_weights_and_to_the_step() -> None:

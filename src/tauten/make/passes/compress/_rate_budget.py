@@ -23,6 +23,8 @@ _STAYS: Final = 8.0
 """How much more a weight on a grid counts where it stays: one that returns begins with a whole step, a jolt."""
 _ROUNDS: Final = 5
 _TRIMS: Final = 30
+_TIGHTENINGS: Final = 16
+"""How often bytes are held while what was trimmed is learned around."""
 _CAREFUL: Final = 4.0
 """Bits pruned at once for a byte too many: what is left codes better then, so that fewer have to go than it seems."""
 
@@ -48,6 +50,26 @@ class Allocator:
                 part.latent.mul_(torch.where(part.weight.mask, 1.0, _DECAY))
         if step and (step % max(1, min(_EVERY, steps // _CHOICES)) == 0 or step == last):
             choose(self.parts, self.budget(step / steps))
+
+
+@dataclass(frozen=True)
+class Tightener:
+    """Called before each step as well: trims to ``target`` bytes again and again until ``until`` of the training.
+
+    Nothing returns. Levels that grow make the file larger, the more so the longer they learn, so that trimming only
+    when they no longer do would take what the model counts on.
+    """
+
+    module: nn.Module
+    parts: list[Part]
+    target: int
+    until: float
+
+    def __call__(self, step: int, steps: int) -> None:
+        last = round(self.until * steps)
+        # Not at the start: what weights are worth is told by gradients.
+        if step and step <= last and (step % max(1, last // _TIGHTENINGS) == 0 or step == last):
+            trim(self.module, self.parts, self.target)
 
 
 @torch.no_grad()

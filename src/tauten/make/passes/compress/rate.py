@@ -18,8 +18,9 @@ from tauten.core.tensor import Arrays
 from tauten.errors import PassError
 from tauten.make.model.model import SPARSE, Model
 from tauten.make.model.pass_ import Change, Context
+from tauten.make.model.train import OnStep
 from tauten.make.passes.compress._rate_bits import CODEC, coded_bytes, estimate_all
-from tauten.make.passes.compress._rate_budget import Allocator, trim
+from tauten.make.passes.compress._rate_budget import Allocator, Tightener, trim
 from tauten.make.passes.compress._rate_layer import Part, RateWeight, attach, detach, find
 from tauten.make.passes.compress._rate_segment import Segment
 from tauten.make.passes.compress._rate_units import remove_dead, sort_units
@@ -34,6 +35,10 @@ _SETTLED: Final = 0.3
 """The share of the rounded training after which no weight is pruned and none returns."""
 _FIRST: Final = 0.3
 """The share of the pruning after which units that died are taken out, which makes the rest of it faster."""
+_MENDED: Final = 0.8
+"""The share of the mending after which it prunes no more."""
+_GENTLE: Final = 0.5
+"""Mending begins with so much of the learning rate: what it starts from is good, and it has a few epochs."""
 _PRUNED: Final = 0.9
 """The share of the pruning after which its budget is reached."""
 _POWER: Final = 2.0
@@ -42,9 +47,13 @@ _FULL: Final = 4.0
 _CODER_GAINS: Final = 0.9
 """What a coder with contexts makes of an estimate from densities, before there are levels to ask it about."""
 _MARGIN: Final = 1.0
-"""What is aimed at while weights move: what is trimmed in the end is not learned around, so that little should be."""
+"""What is aimed at while weights move, as a share of the bytes."""
 _COMPARED: Final = 64
 """Calibration samples that folding is held against."""
+_MENDING: Final = 3
+"""The place of the stage that mends, after two that prune and one that rounds."""
+_IN_ORDER: Final = 1.01
+"""What is aimed at before mending, as a share of the bytes: units in order then spare more than that (LeNets: 2 %)."""
 _UNUSED_STEP: Final = 2.0**-6
 """A layer without a weight has no mean to take a step from."""
 
@@ -62,8 +71,10 @@ class Rate(Learning):
     budget falls fast at first and ever slower, and what was pruned may return. Units that nothing reads are taken out.
     Then each layer gets a grid, whose step begins at ``levels`` times the mean magnitude and is learned with the
     weights; the budget is now held against the bytes of the real codec. Soon nothing is pruned any more, and of what
-    follows the best weights on held-out data are kept. What comes out is whole multiples of a short step in float32,
-    with the units in the order that codes best.
+    follows the best weights on held-out data are kept. Their levels went on growing, so that they take more bytes than
+    they may: what is worth least for its bits is trimmed. With ``mend`` that is learned around, for such a share of
+    the epochs in addition to them: from units in the order that codes best, the bytes are held again and again, and
+    the rest learns. What comes out is whole multiples of a short step in float32, with the units in that order.
 
     The other parameters are those of training, as ``Learning`` tells; with ``distill`` the original teaches.
     """
@@ -76,6 +87,7 @@ class Rate(Learning):
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     prune: Annotated[float, Field(gt=0, lt=1)] = 0.5
     levels: Annotated[float, Field(gt=0, le=4)] = 0.6
+    mend: Annotated[float, Field(ge=0, lt=1)] = 0.0
     epochs: int = 10
     temperature: float = 3.0
     distill: bool = True
@@ -89,6 +101,8 @@ class Rate(Learning):
                 raise self._wrong(name, "above 0 and below 1")
         if not 0 < self.levels <= 4:
             raise self._wrong("levels", "above 0 and at most 4")
+        if not 0 <= self.mend < 1:
+            raise self._wrong("mend", "0 or more and below 1")
 
     def __call__(self, model: Model, context: Context) -> Change:
         """Raises ``PassError`` where there is nothing to train or learn from, or the bytes cannot be met."""
@@ -103,15 +117,22 @@ class Rate(Learning):
         example = next(iter(task.data("calibrate")))[0]
         lengths, weights = self._lengths(), sum(one.numel() for one in model.module.parameters())
         latents: dict[str, Tensor] = {}
+        steps: dict[str, float] = {}
         told = []
         for place in range(len(lengths)):
             stage = _Stage(lengths, place)
-            parts = attach(model.module, find(model.module)[0], partial(self._weight, stage))
+            if stage.mends:
+                # In the order that the file will have, so that as much is trimmed as must be; then it starts from what
+                # is computed, not from latents, which lie in the old order.
+                model = model.but(module=sort_units(model, example, lambda one: coded_bytes(one, [])))
+                latents = {}
+            parts = attach(model.module, find(model.module)[0], partial(self._weight, stage, steps))
             for part in parts:
                 part.latent.data.copy_(latents.get(part.full_name, part.latent))
-            allocator = self._allocator(model.module, parts, stage, target, weights)
+            aim = math.floor(_IN_ORDER * target) if self.mend and not stage.mends else target
+            allocator = self._allocator(model.module, parts, stage, aim, weights)
             told.append(self._train(model, context, stage, allocator))
-            if stage.rounds:
+            if place == len(lengths) - 1:
                 trim(model.module, parts, target)
             latents = {part.full_name: part.latent.detach().clone() for part in parts}
             steps = {part.full_name: float(part.weight.step) for part in parts if stage.rounds}
@@ -125,7 +146,8 @@ class Rate(Learning):
         notes = {
             **told[-1],
             **folded,
-            "pruning": told[:-1],
+            "pruning": told[: _MENDING - 1],
+            **({"rounding": told[_MENDING - 1]} if self.mend else {}),
             "bytes": made,
             "expected_bytes": target,
             "float32_bytes": float32_bytes,
@@ -141,21 +163,28 @@ class Rate(Learning):
         return model.but(module=module), notes
 
     def _lengths(self) -> tuple[int, ...]:
-        """Epochs of the stages: pruned, pruned without the units that died first, and rounded."""
+        """Epochs of the stages: pruned, pruned without the units that died first, rounded, and perhaps mended."""
         first = max(1, round(_FIRST * self.prune * self.epochs))
         second = max(1, round(self.prune * self.epochs) - first)
-        return first, second, max(1, self.epochs - first - second)
+        mended = (max(1, round(self.mend * self.epochs)),) if self.mend else ()
+        return first, second, max(1, self.epochs - first - second), *mended
 
-    def _weight(self, stage: _Stage, name: str, value: Tensor) -> RateWeight:
+    def _weight(self, stage: _Stage, steps: Mapping[str, float], name: str, value: Tensor) -> RateWeight:
         if stage.place == 0:
             return RateWeight(torch.ones_like(value, dtype=torch.bool))
         if not stage.rounds:
             return RateWeight(value != 0)
+        if stage.mends:
+            return RateWeight(value != 0, steps[name])
         held = value[value != 0].abs()
         return RateWeight(value != 0, short_step(float(self.levels * held.mean())) if held.numel() else _UNUSED_STEP)
 
-    def _allocator(self, module: nn.Module, parts: list[Part], stage: _Stage, target: int, weights: int) -> Allocator:
+    def _allocator(
+        self, module: nn.Module, parts: list[Part], stage: _Stage, target: int, weights: int
+    ) -> Allocator | Tightener:
         fixed = self._fixed(module, parts, target)
+        if stage.mends:
+            return Tightener(module, parts, target, _MENDED)
         wanted = (target - fixed) * 8 / _CODER_GAINS
         full = max(wanted, _FULL * weights)
 
@@ -170,25 +199,26 @@ class Rate(Learning):
 
         return Allocator(parts, held, _SETTLED) if stage.rounds else Allocator(parts, falling, 1.0)
 
-    def _train(self, model: Model, context: Context, stage: _Stage, allocator: Allocator) -> dict[str, Any]:
+    def _train(self, model: Model, context: Context, stage: _Stage, allocator: OnStep) -> dict[str, Any]:
         """Train ``model.module`` in place for one stage. Returns notes."""
-        stretch = stage.end - stage.begin
+        training = self.training(context.task)
         return self.learn(
             model,
             replace(
                 context,
                 seed=context.seed + stage.place,
-                progress=lambda said, share: context.progress(said, stage.begin + stretch * share),
+                progress=lambda said, share: context.progress(said, stage.done(share)),
             ),
             (context.reference,) if self.distill else (),
             on_step=allocator,
             # Of what is pruned only the last weights have the bits that are asked for.
-            settled=_SETTLED if stage.rounds else 1 - 1e-9,
+            settled=_MENDED if stage.mends else _SETTLED if stage.rounds else 1 - 1e-9,
             training=Segment(
                 **{
-                    **self.training(context.task).to_json(),
+                    **training.to_json(),
                     "epochs": stage.epochs,
-                    "steps": round(self.steps * stage.epochs / sum(stage.lengths)),
+                    "steps": round(self.steps * stage.epochs / sum(stage.lengths[:_MENDING])),
+                    "learning_rate": training.learning_rate * (_GENTLE if stage.mends else 1),
                     "begin": stage.begin,
                     "end": stage.end,
                 }
@@ -215,8 +245,13 @@ class _Stage:
 
     @property
     def rounds(self) -> bool:
-        """Whether weights lie on grids: in the last."""
-        return self.place == len(self.lengths) - 1
+        """Whether weights lie on grids."""
+        return self.place >= _MENDING - 1
+
+    @property
+    def mends(self) -> bool:
+        """Whether what was trimmed is learned around."""
+        return self.place == _MENDING
 
     @property
     def epochs(self) -> int:
@@ -225,17 +260,21 @@ class _Stage:
 
     @property
     def begin(self) -> float:
-        """Where it begins, as a share of all of them."""
-        return sum(self.lengths[: self.place]) / sum(self.lengths)
+        """Where it begins, as a share of those that have one course of the learning rate: all, but mending its own."""
+        return 0.0 if self.mends else sum(self.lengths[: self.place]) / sum(self.lengths[:_MENDING])
 
     @property
     def end(self) -> float:
         """Where it ends."""
-        return self.begin + self.epochs / sum(self.lengths)
+        return 1.0 if self.mends else self.begin + self.epochs / sum(self.lengths[:_MENDING])
+
+    def done(self, share: float) -> float:
+        """Which share of all is done at a share of it."""
+        return (sum(self.lengths[: self.place]) + share * self.epochs) / sum(self.lengths)
 
     def pruned(self, share: float) -> float:
         """Which share of all pruning is done at a share of it."""
-        return (sum(self.lengths[: self.place]) + share * self.epochs) / sum(self.lengths[:-1])
+        return (sum(self.lengths[: self.place]) + share * self.epochs) / sum(self.lengths[: _MENDING - 1])
 
 
 def _without_dead(
