@@ -1,6 +1,7 @@
 # make demo      set up, then train, optimize, serve and measure a small model
 # make test      set up, then run the tests, but for those that are slow
-# make test-all  set up, then run all tests
+# make test-slow set up, then run those that are slow
+# make test-all  both
 # The set-up happens once: a second run installs nothing until pyproject.toml, constraints.txt, hatch_build.py or the
 # coder's C file changes.
 
@@ -16,7 +17,7 @@ PYTHON := $(firstword $(shell for it in python3.11 python3.12 python3.13 python3
     "$$it" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$it"; done))
 endif
 
-.PHONY: demo test test-all lint format docs bench clean help
+.PHONY: demo test test-slow test-all lint format docs bench clean help
 .DELETE_ON_ERROR:
 
 help:
@@ -41,8 +42,10 @@ demo: $(VENV)/installed
 test: $(VENV)/installed $(CLIENTS)/installed
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: $(VENV)/installed $(CLIENTS)/installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-slow: $(VENV)/installed $(CLIENTS)/installed
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-all: test test-slow
 
 # Clients of the protocol that others wrote: what they need does not go together with what Tauten needs.
 $(CLIENTS)/installed: tests/conformance/clients.txt | $(BIN)/python
