@@ -8,6 +8,7 @@ measured is the server. ``minilm`` is the sentence encoder with its published we
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -179,5 +180,6 @@ def post(path: str, body: bytes, headers: dict[str, str]) -> bytes:
 def write_requests(path: Path, requests: list[bytes]) -> Path:
     """A file of requests for the load generator: each with its length in front, as four bytes, little-endian."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in requests))
-    return path
+    written = path.with_suffix(f".{os.getpid()}")
+    written.write_bytes(b"".join(struct.pack("<I", len(one)) + one for one in requests))
+    return written.replace(path)  # whole or not at all, while another run reads it
