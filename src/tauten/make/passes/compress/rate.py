@@ -54,6 +54,8 @@ _MENDING: Final = 3
 """The place of the stage that mends, after two that prune and one that rounds."""
 _IN_ORDER: Final = 1.01
 """What is aimed at before mending, as a share of the bytes: units in order then spare more than that (LeNets: 2 %)."""
+_NAMED: Final = 4
+"""Weights that are left alone, told by name."""
 _UNUSED_STEP: Final = 2.0**-6
 """A layer without a weight has no mean to take a step from."""
 
@@ -229,9 +231,12 @@ class Rate(Learning):
         """Bytes of everything that is not a weight."""
         fixed = coded_bytes(module, parts, zero=True)
         if fixed >= target:
+            # What is computed lies in the parametrizations of what is coded, which are not known themselves.
+            left = [name for name in find(module)[1] if ".parametrizations." not in f".{name}"]
+            others = f"{', '.join(left[:_NAMED])}{' and others' * (len(left) > _NAMED)}, which it leaves alone, "
             raise PassError(
-                f"{self.name}: expected at most {target} bytes, but with every weight zero the file has {fixed}: "
-                "norms, buffers, names and shapes take them"
+                f"{self.name}: expected at most {target} bytes, but with every weight that it codes zero the file has "
+                f"{fixed}: {others * bool(left)}norms, buffers, names and shapes take them"
             )
         return fixed
 
