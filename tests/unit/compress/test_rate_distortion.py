@@ -253,6 +253,18 @@ def test_too_few_bytes_are_refused() -> None:
         rounded(encoder_task(), bytes=10)
 
 
+@pytest.mark.parametrize(("number", "why"), [(1e20, "squares"), (float("nan"), "not finite")])
+def test_numbers_that_cannot_be_weighed_are_left_as_they_are(number: float, why: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        module[2].weight[0, 0] = number
+    specs = (TensorSpec(name="x", shape=("batch", 4)),)
+    _, made = rounded(Task(model=module, inputs=specs, calibrate=[np.ones((2, 4), np.float32)]), step=0.1)
+    assert list(made.history[-1].notes["refused"]) == ["2.weight"]
+    assert why in made.history[-1].notes["refused"]["2.weight"]
+
+
 def test_a_model_without_weights_is_refused() -> None:
     specs = (TensorSpec(name="x", shape=("batch", 4)),)
     task = Task(model=nn.ReLU(), inputs=specs, calibrate=[np.ones((2, 4), np.float32)])

@@ -69,6 +69,8 @@ def _unfit(path: str, parameter: nn.Parameter) -> str:
         return "it is empty"
     if not bool(torch.isfinite(parameter).all()):
         return "it holds numbers that are not finite"
+    if not bool(torch.isfinite(parameter.detach().square().sum())):
+        return "it holds numbers whose squares float32 does not"
     return ""
 
 
