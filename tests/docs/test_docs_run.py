@@ -55,6 +55,7 @@ def as_cases(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in names]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", as_cases(name for name in PAGES if name not in ALONE))
 def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     run_page(name, tmp_path_factory)

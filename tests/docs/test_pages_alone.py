@@ -11,6 +11,7 @@ import pytest
 from tests.docs.test_docs_run import ALONE, as_cases, run_page
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", as_cases(ALONE))
 def test_a_page_does_what_it_says(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
