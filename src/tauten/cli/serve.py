@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+    from tauten.run.serve.cache.settings import CacheSettings
     from tauten.run.serve.fronts import Front
     from tauten.run.serve.server import Server
     from tauten.run.serve.settings import ServeSettings
@@ -94,7 +95,6 @@ def command(
     from tauten.artifact.read import Artifact, read_artifact
     from tauten.errors import ConfigError
     from tauten.run.serve.balancers import BALANCERS
-    from tauten.run.serve.cache.settings import CacheSettings
     from tauten.run.serve.catalog import Source, make_catalog
     from tauten.run.serve.logs import set_up
     from tauten.run.serve.model import ServedModel
@@ -141,7 +141,7 @@ def command(
         fronts=fronts,
         balancer=balancer,
         watch_s=watch,
-        cache=None if cache is None else CacheSettings(where=cache, max_bytes=cache_size, age_s=cache_age),
+        cache=None if cache is None else _cache(cache, cache_size, cache_age),
         limits=Limits(max_body_bytes=max_body),
         exact_batches=exact_batches,
         security=Security(token=_token(token_file), certificate=tls_certificate, key=tls_key),
@@ -203,6 +203,22 @@ def _tell(url: str, models: list[str], grpc: str | None, as_json: bool) -> None:
         document["grpc"] = grpc
         text += f" and for gRPC at {grpc}"
     print(json.dumps(document) if as_json else text, flush=True)
+
+
+def _cache(where: str, size: str, age_s: float) -> CacheSettings:
+    """What remembers answers; a rule that is broken is told of the option."""
+    import re
+
+    from tauten.errors import ConfigError
+    from tauten.run.serve.cache.settings import CacheSettings
+
+    try:
+        return CacheSettings(where=where, max_bytes=size, age_s=age_s)
+    except ConfigError as fault:
+        options = {"where": "--cache", "max_bytes": "--cache-size", "age_s": "--cache-age"}
+        said = str(fault).removeprefix("CacheSettings: ")
+        said = re.sub(rf"(^|; )({'|'.join(options)}):", lambda found: f"{found[1]}{options[found[2]]}:", said)
+        raise ConfigError(said) from None
 
 
 def _token(path: Path | None) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import pytest
 import tauten
 from tauten.core.tensor import Array, Arrays, TensorSpec
 from tauten.run.serve.cache.settings import CacheSettings
+from tests.unit.serve.artifacts import null_artifact
 from tests.unit.serve.redis_server import PROGRAM, REASON, redis_server
 from tests.unit.serve.tiny import Double, Gated, InMemory, Running, ask, ones_request, running
 
@@ -161,3 +164,24 @@ def test_settings_survive_json() -> None:
     settings = CacheSettings(where="redis://127.0.0.1:6379/0", max_bytes="64MB", age_s=60)  # type: ignore[arg-type]
     assert settings.max_bytes == 64_000_000
     assert CacheSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--cache", "64MB"],
+            "error: --cache: expected 'memory' or a URL such as redis://127.0.0.1:6379/0 (got",
+        ),
+        (["--cache", "memory", "--cache-size", "64XB"], "error: --cache-size: expected a size such as 50KB"),
+        (["--cache", "memory", "--cache-age", "0"], "error: --cache-age: "),
+        (["--cache", "64MB", "--cache-age", "0"], "; --cache-age: "),
+    ],
+)
+def test_a_wrong_option_is_told_by_its_name(options: list[str], said: str, tmp_path: Path) -> None:
+    tauten = str(Path(sys.executable).with_name("tauten"))
+    command = [tauten, "serve", str(null_artifact(tmp_path / "nothing")), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr.replace("\n", " ")
+    assert "CacheSettings" not in done.stderr

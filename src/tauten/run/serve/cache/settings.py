@@ -33,5 +33,5 @@ class CacheSettings(Value):
     @classmethod
     def _known(cls, where: str) -> str:
         if where != "memory" and urlsplit(where).scheme not in _SCHEMES:
-            raise ValueError(f"expected 'memory' or a URL such as redis://127.0.0.1:6379/0, got {where!r}")
+            raise ValueError("expected 'memory' or a URL such as redis://127.0.0.1:6379/0")
         return where
