@@ -16,6 +16,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from bench._latency_models import CACHE, MODELS, subject
 from bench._ours import OURS, SAME, sqnr_db
 from bench._peers import PEERS
 from bench._results import RESULTS, write
+from tauten.core.environment import environment
 
 COMMAND = "python -m bench.latency"
 CELLS = [(threads, batch) for threads in (1, 2) for batch in (1, 16)]
@@ -234,24 +236,42 @@ def main() -> None:
     for model in sys.argv[1:] or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             found[model] = compare(model, Path(folder))
-        (CACHE / f"latency-{model}.json").write_text(json.dumps(found[model]))
+        measured = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
+        (CACHE / f"latency-{model}.json").write_text(json.dumps({**found[model], "measured": measured}))
     collect()
 
 
 def collect() -> None:
-    """The figures file, from what the models' runs left."""
-    found = {model: json.loads((CACHE / f"latency-{model}.json").read_text()) for model in MODELS}
-    rows = [{**row} for model in MODELS for row in found[model]["rows"]]
+    """The figures file, from what the models' runs left; a model without such keeps the figures that it has there."""
+    earlier = json.loads((RESULTS / "latency.json").read_text())
+    found = {model: _left(model) or _kept(model, earlier) for model in MODELS}
     qat = json.loads((RESULTS / "qat.json").read_text())["figures"]
     figures = {
-        "rows": rows,
+        "rows": [row for model in MODELS for row in found[model]["rows"]],
         "qat4": {key: qat[key] for key in ("mnist_drop_points", "harder_drop_points")},
-        "prepared": {model: found[model]["prepared"] for model in MODELS},
-        "faults": {model: found[model]["faults"] for model in MODELS},
+        **{key: {model: found[model][key] for model in MODELS} for key in ("prepared", "faults", "measured")},
         "packages": {name: _version(name) for name in PACKAGES},
         "processor": platform.processor() or platform.machine(),
     }
     write("latency", COMMAND, [0], figures)
+
+
+def _left(model: str) -> dict[str, Any]:
+    path = CACHE / f"latency-{model}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _kept(model: str, document: dict[str, Any]) -> dict[str, Any]:
+    figures = document["figures"]
+    return {
+        "rows": [row for row in figures["rows"] if row["model"] == model],
+        "prepared": figures["prepared"][model],
+        "faults": figures["faults"][model],
+        "measured": figures.get("measured", {}).get(
+            model, {"created": document["created"], "environment": document["environment"]}
+        ),
+    }
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -269,6 +289,12 @@ def table(figures: dict[str, Any]) -> str:
             f"| {row['best_peer']}: {row['best_peer_ms']:.3g} ms | {_spread(row, '**')} "
             f"| {_spread(same)} | {row['fidelity_ours_db']:.1f} | {row['fidelity_peer_db']:.1f} |"
         )
+    where: dict[str, list[str]] = {}
+    for model, measured in figures.get("measured", {}).items():
+        can = measured["environment"].get("instructions", "that it was not asked for").replace(" ", ", ")
+        machine = f"{measured['created'][:10]}, {measured['environment']['cpu']} with the instructions {can}"
+        where.setdefault(machine, []).append(model)
+    lines += ["", *(f"- {', '.join(models)}: {machine}." for machine, models in where.items())]
     return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import platform
-import re
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+from tauten.core.environment import processor_flags
 from tauten.core.rows import count_rows
 from tauten.core.tensor import Arrays
 from tauten.errors import LoweringError
@@ -145,9 +145,8 @@ def saturating_products() -> tuple[bool, str]:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
         return False, f"{platform.machine()} adds 8-bit products in 32 bits"
-    try:
-        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text("ascii", "replace")))
-    except OSError:
+    flags = processor_flags()
+    if not flags:
         return True, "whether this x86 processor has VNNI is not known: weights use 7 bits, which is safe without it"
     if flags & {"avx512_vnni", "avx_vnni"}:
         return False, "this processor has VNNI, which adds 8-bit products in 32 bits"
