@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tauten.cli.output import console
+from tauten.cli.console import console
 from tauten.cli.progress import LiveProgress
 from tauten.core.target import Target, find_target
 from tauten.errors import ConfigError, ExtraMissing

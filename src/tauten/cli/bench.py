@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tauten.cli.output import JSON, console, emit
+from tauten.cli.console import console
+from tauten.cli.output import JSON, emit
 
 if TYPE_CHECKING:
     from tauten.run.load.scenario import LoadResult

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tauten.cli.output import JSON, console, emit
+from tauten.cli.console import console
+from tauten.cli.output import JSON, emit
 from tauten.core.target import Budget
 from tauten.errors import BudgetNotMet, ExtraMissing, ServeError
 

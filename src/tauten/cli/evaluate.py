@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tauten.cli.output import JSON, console, emit
+from tauten.cli.console import console
+from tauten.cli.output import JSON, emit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

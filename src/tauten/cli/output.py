@@ -1,19 +1,18 @@
-"""What a command says: a table for people or one JSON document for programs, progress and errors beside it."""
+"""What a command answers: a table for people, or one JSON document for programs."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-
-console = Console(stderr=True, highlight=False)
-"""For progress, notes and errors: everything that is not the answer."""
 
 
 def emit(document: Any, as_json: bool, show: Callable[[Console], None]) -> None:
@@ -22,4 +21,6 @@ def emit(document: Any, as_json: bool, show: Callable[[Console], None]) -> None:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
         sys.stdout.flush()
     else:
+        from rich.console import Console
+
         show(Console(highlight=False))

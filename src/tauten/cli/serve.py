@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from tauten.cli.output import JSON, console
+from tauten.cli.output import JSON
 
 if TYPE_CHECKING:
     import asyncio
@@ -167,7 +167,7 @@ def command(
                             front.is_ready(asked.set)
                         await asked.wait()
                 if front is None:
-                    console.print(_STOPPING)
+                    typer.echo(_STOPPING, err=True)
                 return await server.stop()
 
         return 1 if run_loop(until_asked) else 0

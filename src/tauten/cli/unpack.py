@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from tauten.cli.output import JSON, console, emit
+from tauten.cli.console import console
+from tauten.cli.output import JSON, emit
 
 
 def command(

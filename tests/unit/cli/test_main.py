@@ -37,3 +37,12 @@ def test_a_verb_imports_no_other(verb: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [verb]
+
+
+def test_what_only_tables_need_does_not_delay_a_server() -> None:
+    code = (
+        "import sys\nimport tauten.cli.main, tauten.cli.serve, tauten.run.serve.server, tauten.run.serve.model\n"
+        "print(*[name for name in ('rich', 'jinja2', 'torch', 'onnx') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
