@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._results import spread
-from tauten.cli.output import console
+from tauten.cli.console import console
 from tauten.cli.progress import LiveProgress
 from tauten.cli.task import load_task
 from tauten.core.target import Budget
