@@ -129,6 +129,7 @@ CASES: Final = {
         lenet_300_100,
         partial(task_of, "lenet_300_100", epochs=15),
         {"compress.rate": {"bytes": 5_380, "epochs": 80, **RATE}},
+        teacher=partial(task_of, "lenet_5", epochs=6),
     ),
     "lenet_5": Case(
         "lenet_5",

@@ -47,7 +47,8 @@ class Case:
 
     ``network`` builds it, or with the shapes of a file that one. ``program`` is the module that was started: it is
     started again to look at a file, as ``python -m PROGRAM --evaluate NAME FILE``. ``passes`` compress it, the last
-    of which is ``compress.rate``, with their parameters; they learn from what ``learnt`` gives, or from the task's own.
+    of which is ``compress.rate``, with their parameters; they learn from what ``learnt`` gives, or from the task's own,
+    and from the dense network, or in its place from one that is trained for what ``teacher`` gives.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Case:
     task: Callable[[], tauten.Task]
     passes: Mapping[str, Mapping[str, Any]]
     learnt: Callable[[], Any] | None = None
+    teacher: Callable[[], tauten.Task] | None = None
 
 
 def run(case: Case, seed: int) -> dict[str, Any]:
@@ -70,11 +72,13 @@ def run(case: Case, seed: int) -> dict[str, Any]:
     dense = fitted(task, seed)
     module, dense_seconds = build(dense), clock.stop("dense")
     taught = dense if case.learnt is None else replace(dense, train=case.learnt())
-    context = Context(taught, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
+    teacher = module if case.teacher is None else build(fitted(case.teacher(), seed))
+    teacher_seconds = clock.stop("teacher")
+    context = Context(taught, teacher, seed, progress=clock, checkpoints=CACHE / "checkpoints")
     made = to_model(dense)
     for name, parameters in case.passes.items():
         made = apply(PASSES.get(name).from_parameters(parameters), made, context)
-    seconds = dense_seconds + clock.stop("compressed")
+    seconds = dense_seconds + teacher_seconds + clock.stop("compressed")
     arrays, notes = weights_of(made.module), made.history[-1].notes
     coded = _written(case, seed, "coded", arrays)
     images, labels = held_out(case.pictures)
@@ -89,6 +93,7 @@ def run(case: Case, seed: int) -> dict[str, Any]:
         "dense_test_error": _fresh(case, _written(case, seed, "dense", weights_of(module))),
         "cpu_seconds": seconds,
         "dense_cpu_seconds": dense_seconds,
+        "teacher_cpu_seconds": teacher_seconds,
         "coders": coders(arrays, notes["steps"]),
         "units": {name: list(array.shape) for name, array in arrays.items()},
         "notes": {key: notes[key] for key in ("best_epoch", "epochs", "bits_per_weight", "zeros", "steps", "resumed")},
