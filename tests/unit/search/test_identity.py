@@ -12,7 +12,7 @@ from tauten.make.model.task import Task
 from tauten.make.search.identity import identify_candidate, identify_task
 from tauten.make.search.recipe import Recipe, pass_from_json
 from tauten.run.measure.metrics import FunctionMetric
-from tests.unit.optimize.task import batches, task
+from tests.unit.optimize.task import Net, batches, task
 
 TARGET = Target(name="t")
 INT8 = Recipe("int8", (pass_from_json({"pass": "quantize.post_training"}),))
@@ -38,6 +38,7 @@ def test_the_same_task_has_the_same_key() -> None:
         {"metric": lambda outputs, labels: 1.0},
         {"outputs": ("logits",)},
         {"loss": lambda outputs, labels: outputs["output"].mean()},
+        {"teacher": Net()},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from tauten.core.value import explain
 from tauten.errors import RecipeError
+from tauten.make.model.build import build_teacher
 from tauten.make.model.model import FLOAT_WEIGHTS, Model, QuantizationPlan
 from tauten.make.model.task import Task
 
@@ -26,7 +28,7 @@ def silent(what: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass may use besides the model: the task, the untouched module as a teacher, a seed, a progress line.
+    """What a pass may use besides the model: the task, the untouched module, a seed, a progress line.
 
     ``reference`` is in evaluation mode and must not be changed. ``checkpoints`` is the folder in which passes that
     train keep how far they came, so that they go on after a kill.
@@ -37,6 +39,14 @@ class Context:
     seed: int = 0
     progress: Progress = silent
     checkpoints: Path | None = None
+
+    @cached_property
+    def teacher(self) -> nn.Module:
+        """Whom a pass that distils learns from: the task's teacher, or the reference; not to be changed either.
+
+        Raises ``TaskError`` where the task's teacher cannot be built, or answers in other shapes.
+        """
+        return build_teacher(self.task, self.reference)
 
 
 @dataclass(frozen=True)

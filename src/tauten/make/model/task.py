@@ -94,6 +94,8 @@ class Task:
         train: batches for passes that train.
         metric: a bundled metric's name, a ``Metric``, or a function ``(outputs, labels) -> float``.
         outputs: names for the outputs of ``forward``; default: a dict's keys, ``output``, or ``output_0``, ….
+        teacher: another module, or a function that builds one, that passes which distil learn from in its place: a
+            larger one, or several as one. It takes the same inputs and answers in the same shapes.
         loss: ``(outputs by name, labels) -> scalar tensor``; default: cross entropy of the first output for integer
             labels, mean squared error for others.
         epochs: how many epochs ``fit`` trains the model for; 0 says that it is trained already.
@@ -111,6 +113,7 @@ class Task:
     train: Source | None = None
     metric: str | Metric | Callable[[Arrays, Any], float] = "accuracy"
     outputs: tuple[str, ...] = ()
+    teacher: nn.Module | Callable[[], nn.Module] | None = None
     loss: Callable[[Mapping[str, Any], Any], Any] | None = None
     epochs: int = 0
     learning_rate: float = 1e-3
@@ -123,6 +126,8 @@ class Task:
             raise TaskError(f"inputs: expected a list of tauten.TensorSpec, got {self.inputs!r}")
         if not callable(self.model):
             raise TaskError(f"model: expected an nn.Module or a function that builds one, got {self.model!r}")
+        if self.teacher is not None and not callable(self.teacher):
+            raise TaskError(f"teacher: expected an nn.Module or a function that builds one, got {self.teacher!r}")
         if self.epochs < 0 or (self.epochs and self.train is None):
             raise TaskError(f"epochs: expected 0, or a positive number together with train, got {self.epochs}")
         if not self.learning_rate > 0:

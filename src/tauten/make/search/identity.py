@@ -11,6 +11,7 @@ from torch import nn
 from tauten.core.target import Target
 from tauten.core.tensor import Array, Arrays
 from tauten.make.model.apply import seed_all
+from tauten.make.model.build import build_teacher
 from tauten.make.model.digest import code_of, digest
 from tauten.make.model.task import Task
 from tauten.make.search.recipe import Recipe
@@ -32,6 +33,7 @@ def identify_task(task: Task, module: nn.Module, seed: int, origin: str = "") ->
         "epochs": task.epochs,
         "rate": task.learning_rate,
         "origin": origin,
+        **({} if task.teacher is None else {"teacher": digest(build_teacher(task, module))}),
     }
     seen.update(json.dumps(told, sort_keys=True).encode())
     for what in ("calibrate", "validate"):

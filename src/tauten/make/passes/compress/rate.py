@@ -211,7 +211,7 @@ class Rate(Learning):
                 seed=context.seed + stage.place,
                 progress=lambda said, share: context.progress(said, stage.done(share)),
             ),
-            (context.reference,) if self.distill else (),
+            (context.teacher,) if self.distill else (),
             on_step=allocator,
             # Of what is pruned only the last weights have the bits that are asked for.
             settled=_MENDED if stage.mends else _SETTLED if stage.rounds else 1 - 1e-9,

@@ -213,7 +213,7 @@ class Share(Learning):
             learnt = gently.learn(
                 model,
                 context,
-                (context.reference,) if self.distill else (),
+                (context.teacher,) if self.distill else (),
                 keep_zeros=SPARSE in model.facts,
                 on_step=tie,
             )

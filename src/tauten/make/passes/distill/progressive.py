@@ -66,10 +66,10 @@ class Progressive(Learning):
         self.check_data(context.task, taught=True)
         stages: list[dict[str, Any]] = []
         number = len(self.students or self.ratios)
-        previous, last = context.reference, model
+        previous, last = context.teacher, model
         for index, (what, student, notes) in enumerate(self._students(model, context)):
             within = replace(context, progress=_part(context, index, number))
-            learnt = self.learn(student, within, self._teachers(previous, context.reference))
+            learnt = self.learn(student, within, self._teachers(previous, context.teacher))
             parameters = sum(one.numel() for one in student.module.parameters())
             stages.append({"student": what, "parameters": parameters, **notes, **learnt})
             previous, last = copy.deepcopy(student.module).eval().requires_grad_(False), student

@@ -29,5 +29,5 @@ class Recover(Learning):
         """Train ``model.module`` in place. Raises ``PassError`` where there is neither a label nor a teacher."""
         task = context.task
         self.check_data(task, taught=self.distill)
-        teachers = (context.reference,) if self.distill else ()
+        teachers = (context.teacher,) if self.distill else ()
         return Change(model.module, self.learn(model, context, teachers, keep_zeros=SPARSE in model.facts))

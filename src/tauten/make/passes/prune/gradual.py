@@ -66,7 +66,7 @@ class Gradual(Learning):
         if not weights:
             raise PassError("the model has no weights to prune")
         pruner = _Pruner(self, model.module, weights)
-        teachers = (context.reference,) if self.distill else ()
+        teachers = (context.teacher,) if self.distill else ()
         learnt = self.learn(model, context, teachers, keep_zeros=True, on_step=pruner, settled=self.share)
         pruner.check()
         return Change(model.module, {**learnt, **sparsity(weights), **pruner.to_notes()})

@@ -96,7 +96,7 @@ class QuantizationAware(Learning):
             learnt = gently.learn(
                 model.but(module=module),
                 context,
-                (context.reference,) if self.distill else (),
+                (context.teacher,) if self.distill else (),
                 keep_zeros=SPARSE in model.facts,
                 on_step=watcher,
             )
