@@ -72,9 +72,10 @@ def run(case: Case, seed: int) -> dict[str, Any]:
     dense = fitted(task, seed)
     module, dense_seconds = build(dense), clock.stop("dense")
     taught = dense if case.learnt is None else replace(dense, train=case.learnt())
-    teacher = module if case.teacher is None else build(fitted(case.teacher(), seed))
+    if case.teacher is not None:
+        taught = replace(taught, teacher=build(fitted(case.teacher(), seed)))
     teacher_seconds = clock.stop("teacher")
-    context = Context(taught, teacher, seed, progress=clock, checkpoints=CACHE / "checkpoints")
+    context = Context(taught, module, seed, progress=clock, checkpoints=CACHE / "checkpoints")
     made = to_model(dense)
     for name, parameters in case.passes.items():
         made = apply(PASSES.get(name).from_parameters(parameters), made, context)
