@@ -20,6 +20,7 @@ from torch import nn
 import tauten
 from bench._compress_training import HELD_OUT, Case, Shapes, batches, held_out, run, summary, test_error
 from bench._fitted import CACHE
+from bench._measured import measured_now
 from bench._resnet import Walk
 from tauten.make.datasets import Name, mnist
 
@@ -48,6 +49,7 @@ def main() -> None:
         "dense_epochs": EPOCHS,
         "epochs": STEP["epochs"],
         **summary(runs),
+        "measured": measured_now(),
     }
     (CACHE / "compression-cnn.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))

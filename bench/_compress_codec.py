@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from bench._measured import measured_now
 from tauten.codecs._mixing import decode_matrix, encode_matrix
 
 MILLIONS = (0.1, 0.3, 1, 3, 10, 30, 100)
@@ -46,6 +47,7 @@ def main() -> None:
         "decode_mb_s": min(row["decode_mb_s"] for row in rows if row["kind"] == "dense"),
         "growth": {kind: growth([row for row in rows if row["kind"] == kind]) for kind in ("sparse", "dense")},
         "rows": rows,
+        "measured": measured_now(),
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(found, indent=1) + "\n")

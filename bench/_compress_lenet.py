@@ -23,6 +23,7 @@ from torch import nn
 import tauten
 from bench._compress_training import HELD_OUT, Case, Shapes, batches, held_out, run, summary, test_error
 from bench._fitted import CACHE
+from bench._measured import measured_now
 from tauten.core.tensor import Array
 from tauten.make.datasets import Name, mnist
 
@@ -46,7 +47,8 @@ def main() -> None:
         return
     figures = {}
     for name in sys.argv[1:] or CASES:
-        figures[name] = summary({seed: run(CASES[name], seed) for seed in SEEDS[name]})
+        runs = {seed: run(CASES[name], seed) for seed in SEEDS[name]}
+        figures[name] = {**summary(runs), "measured": measured_now()}
         print(name, json.dumps(figures[name], indent=1))
     path = CACHE / "compression-lenet.json"
     kept = json.loads(path.read_text()) if path.is_file() else {}

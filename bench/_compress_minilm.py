@@ -34,6 +34,7 @@ import zstandard
 
 import tauten
 from bench._fitted import CACHE
+from bench._measured import measured_now
 from examples import minilm
 
 SEED = 0
@@ -77,6 +78,7 @@ def main() -> None:
         "fp32_load_ms": plain["load_ms"],
         "operating_points": [{**row, "validate": _judge(row, "validate")} for row in ours],
         "beside": [{**row, "test": _judge(row, "test")} for row in others],
+        "measured": measured_now(),
     }
     path = CACHE / "compression-minilm.json"
     path.write_text(json.dumps({"command": COMMAND, "seed": SEED, "minilm": figures}, indent=1))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._latency_models import CACHE
+from bench._measured import measured_as_all, read_document, tell_measured
 from bench._results import write
 
 COMMAND = "python -m bench.compression"
@@ -25,6 +26,14 @@ NETS = {
     "larger_cnn": ("a larger CNN, Fashion-MNIST", 1_030_578),
 }
 """Names and parameters."""
+LEAVE = {
+    "lenet": ("lenet_300_100", "lenet_5"),
+    "cnn": ("larger_cnn",),
+    "minilm": ("minilm",),
+    "codec": ("codec",),
+    "fuzz": ("fuzz",),
+}
+"""Which figures each part leaves."""
 
 
 def main() -> None:
@@ -35,13 +44,16 @@ def main() -> None:
 
 
 def collect() -> None:
-    """The figures file, from what the parts left."""
-    figures: dict[str, Any] = json.loads(_left("lenet").read_text()) if _left("lenet").is_file() else {}
-    for part, name in (("cnn", "larger_cnn"), ("minilm", "minilm"), ("codec", "codec"), ("fuzz", "fuzz")):
+    """The figures file, from what the parts left; a part that left nothing keeps the figures that it has there."""
+    earlier = read_document("compression")
+    figures = {name: {"measured": measured_as_all(earlier), **kept} for name, kept in earlier["figures"].items()}
+    for part, names in LEAVE.items():
         if _left(part).is_file():
             document = json.loads(_left(part).read_text())
-            figures[name] = document.get(name, document)
-    write("compression", COMMAND, (), figures)
+            found = document if part == "lenet" else {names[0]: document.get(names[0], document)}
+            figures |= {name: found[name] for name in names if name in found}
+    ordered = [name for names in LEAVE.values() for name in names if name in figures]
+    write("compression", COMMAND, (), {name: figures[name] for name in ordered})
 
 
 def _left(part: str) -> Path:
@@ -50,8 +62,14 @@ def _left(part: str) -> Path:
 
 def table(figures: dict[str, Any]) -> str:
     """What there is of: networks that were trained, the sentence encoder, the coder's speed, and hostile bytes."""
-    parts = [make(figures) for make in (_trained, _encoder, _speed, _hostile)]
+    parts = [make(figures) for make in (_trained, _encoder, _speed, _hostile, _measured)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _measured(figures: dict[str, Any]) -> str:
+    told = {"codec": "the coder's speed", "fuzz": "hostile files", "minilm": "MiniLM"}
+    names = {name: NETS[name][0] if name in NETS else told[name] for name in figures}
+    return "\n".join(tell_measured({names[key]: one["measured"] for key, one in figures.items() if "measured" in one}))
 
 
 def _trained(figures: dict[str, Any]) -> str:

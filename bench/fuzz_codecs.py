@@ -28,6 +28,7 @@ from unittest import mock
 
 import numpy as np
 
+from bench._measured import measured_now
 from tauten.artifact import _packed
 from tauten.codecs import CODECS, container
 from tauten.codecs._entries import DTYPES, has_room, squeezed, write_head
@@ -75,7 +76,12 @@ def main() -> None:
     # Beyond what the limit allows, the process fails rather than the machine.
     resource.setrlimit(resource.RLIMIT_AS, (4 * 2**30, 4 * 2**30))
     found = fuzz(options.cases, options.seed, options.seconds)
-    document = {**vars(found), "most_mib": round(found.most_mib, 1), "slowest_ms": round(found.slowest_ms, 1)}
+    document = {
+        **vars(found),
+        "most_mib": round(found.most_mib, 1),
+        "slowest_ms": round(found.slowest_ms, 1),
+        "measured": measured_now(),
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=2) + "\n", "utf-8")
     print(json.dumps(document))

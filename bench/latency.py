@@ -16,7 +16,6 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -26,10 +25,10 @@ from typing import Any, Self
 import numpy as np
 
 from bench._latency_models import CACHE, MODELS, subject
+from bench._measured import measured_as_all, measured_now, read_document, tell_measured
 from bench._ours import OURS, SAME, sqnr_db
 from bench._peers import PEERS
 from bench._results import RESULTS, write
-from tauten.core.environment import environment
 
 COMMAND = "python -m bench.latency"
 CELLS = [(threads, batch) for threads in (1, 2) for batch in (1, 16)]
@@ -236,14 +235,13 @@ def main() -> None:
     for model in sys.argv[1:] or MODELS:
         with tempfile.TemporaryDirectory() as folder:
             found[model] = compare(model, Path(folder))
-        measured = {"created": datetime.now(UTC).isoformat(timespec="seconds"), "environment": environment()}
-        (CACHE / f"latency-{model}.json").write_text(json.dumps({**found[model], "measured": measured}))
+        (CACHE / f"latency-{model}.json").write_text(json.dumps({**found[model], "measured": measured_now()}))
     collect()
 
 
 def collect() -> None:
     """The figures file, from what the models' runs left; a model without such keeps the figures that it has there."""
-    earlier = json.loads((RESULTS / "latency.json").read_text())
+    earlier = read_document("latency")
     found = {model: _left(model) or _kept(model, earlier) for model in MODELS}
     qat = json.loads((RESULTS / "qat.json").read_text())["figures"]
     figures = {
@@ -268,9 +266,7 @@ def _kept(model: str, document: dict[str, Any]) -> dict[str, Any]:
         "rows": [row for row in figures["rows"] if row["model"] == model],
         "prepared": figures["prepared"][model],
         "faults": figures["faults"][model],
-        "measured": figures.get("measured", {}).get(
-            model, {"created": document["created"], "environment": document["environment"]}
-        ),
+        "measured": figures.get("measured", {}).get(model, measured_as_all(document)),
     }
 
 
@@ -289,13 +285,7 @@ def table(figures: dict[str, Any]) -> str:
             f"| {row['best_peer']}: {row['best_peer_ms']:.3g} ms | {_spread(row, '**')} "
             f"| {_spread(same)} | {row['fidelity_ours_db']:.1f} | {row['fidelity_peer_db']:.1f} |"
         )
-    where: dict[str, list[str]] = {}
-    for model, measured in figures.get("measured", {}).items():
-        can = measured["environment"].get("instructions", "that it was not asked for").replace(" ", ", ")
-        machine = f"{measured['created'][:10]}, {measured['environment']['cpu']} with the instructions {can}"
-        where.setdefault(machine, []).append(model)
-    lines += ["", *(f"- {', '.join(models)}: {machine}." for machine, models in where.items())]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *tell_measured(figures.get("measured", {}))])
 
 
 def _version(name: str) -> str:
