@@ -126,8 +126,8 @@ def _cell(model: str, children: list[Child], threads: int, batch: int, folder: P
     for child in peers:
         child.reply("load")
     peers = [child for child in peers if not child.fault]
-    # The floor of what ours may lose is what the fastest peer loses, seen on the samples that choices are made on; where
-    # several may turn out to be the fastest, what the most faithful of them loses.
+    # The floor of what ours may lose is what the fastest peer loses, seen on the samples that choices are made on;
+    # where several may turn out to be the fastest, what the most faithful of them loses.
     looks = [{child.name: child.ask("time", seconds=SLOT_S)["ms"] for child in peers} for _ in range(LOOKS)]
     first = {child.name: median(look[child.name] for look in looks) for child in peers}
     near = [name for name, ms in first.items() if ms <= NEAR * min(first.values())]
