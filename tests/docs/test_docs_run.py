@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,8 +18,6 @@ PAGES = {
 }
 EARLIER = {name: comes_after(page.read_text("utf-8")) for name, page in PAGES.items()}
 ALONE = [name for name, earlier in EARLIER.items() if not earlier and name not in EARLIER.values()]
-LONG = ("CONTRIBUTING", "README", "budgets", "comparing", "compression", "distillation", "importing")
-"""Pages that train, make and time many artifacts, or do again what getting-started or the contracts do."""
 DONE: dict[str, Path] = {}
 FAILED: dict[str, str] = {}
 
@@ -50,13 +46,9 @@ def run_page(name: str, folders: pytest.TempPathFactory) -> Path:
     return DONE[name]
 
 
-def as_cases(names: Iterable[str]) -> list[Any]:
-    """Pages as parameters of a test; those that are long are slow."""
-    return [pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in names]
-
-
+@pytest.mark.slow  # the first of them makes, measures and serves artifacts for a minute, and the others go on from it
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", as_cases(name for name in PAGES if name not in ALONE))
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE])
 def test_a_page_does_what_it_says(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     run_page(name, tmp_path_factory)
 

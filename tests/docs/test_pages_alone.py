@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.test_docs_run import ALONE, as_cases, run_page
+from tests.docs.test_docs_run import ALONE, run_page
+
+LONG = ("CONTRIBUTING", "distillation", "importing")
+"""Pages that train or make many artifacts."""
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", as_cases(ALONE))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else []) for name in ALONE])
 def test_a_page_does_what_it_says(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

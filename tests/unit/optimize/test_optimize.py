@@ -186,6 +186,7 @@ def test_nothing_within_the_budget_hands_over_nothing(finished: tuple[tauten.Res
     assert document["improvements"] == {}
 
 
+@pytest.mark.slow
 def test_a_test_set_that_contradicts_is_not_overruled(tmp_path: Path) -> None:
     honest = task().fit(0)
     module = honest.build()

@@ -51,6 +51,7 @@ def fragile() -> tauten.Task:
     return tauten.Task(name="fragile", model=model, inputs=(spec,), calibrate=batches[:2], validate=batches[2:])
 
 
+@pytest.mark.slow
 def test_the_layer_that_eight_bits_break_stays_in_float_and_the_result_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
