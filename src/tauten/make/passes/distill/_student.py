@@ -27,6 +27,7 @@ from tauten.make.passes.distill._hints import find_hints
 class Learning(Pass):
     """How a student learns from a teacher, from labels, or from both.
 
+    The teacher is the original, or in its place the one that the task names.
     The loss is ``(1 - weight) * task loss + weight * distillation loss``; batches without labels use the second alone.
     The first output is class logits where integer labels number its classes: softened by ``temperature`` (Hinton,
     Vinyals, Dean 2015), or with ``method="decoupled"`` in two parts that ``alpha`` and ``beta`` weigh (Zhao et al.,
