@@ -3,8 +3,9 @@
 ``python -m bench._compress_lenet [NET] …``; needs TAUTEN_DATA or a network. Everything runs on one thread. The last
 5,000 training images choose; the others are learned from, each moved by up to one pixel in each direction anew at every
 visit: two of three times in each, and every other time while LeNet-5 is compressed, which first loses half of its
-channels. ``_compress_training`` tells how they are compressed and measured; the same command goes on after an
-interruption. Written to ``build/bench/compression-lenet.json``.
+channels. LeNet-300-100 is taught by a dense LeNet-5 of the same seed, which learns from the same pictures, and whose
+training counts in the seconds; LeNet-5 by its own dense network. ``_compress_training`` tells how they are compressed
+and measured; the same command goes on after an interruption. Written to ``build/bench/compression-lenet.json``.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from bench._measured import measured_now
 from tauten.core.tensor import Array
 from tauten.make.datasets import Name, mnist
 
-SEEDS: Final = {"lenet_300_100": (0, 1, 2), "lenet_5": (3, 4, 5)}
-"""With others, other recipes were looked at: for LeNet-300-100 more epochs and milder moves, which were worse on the
-held-out pictures, since levels grew until trimming in the end took much. To mend that was no better with these."""
+SEEDS: Final = {"lenet_300_100": (10, 11, 12), "lenet_5": (3, 4, 5)}
+"""With others, other recipes were looked at. For LeNet-300-100, taught by its own dense network, more epochs and milder
+moves were worse on the held-out pictures, since levels grew until trimming in the end took much, and to mend that was
+no better; taught by LeNet-5, sizes were tried on the held-out pictures with seeds 6 (0.88 % wrong at 5,241 bytes, 0.92
+at 4,198, the dense network 1.18) and 8 (1.16 at 3,549, the dense network 1.20)."""
 BATCH: Final = 128
 PICTURES: Final[Name] = "mnist"
 SIDE: Final = 28
@@ -130,7 +133,7 @@ CASES: Final = {
         PICTURES,
         lenet_300_100,
         partial(task_of, "lenet_300_100", epochs=15),
-        {"compress.rate": {"bytes": 5_380, "epochs": 80, **RATE}},
+        {"compress.rate": {"bytes": 3_620, "epochs": 80, **RATE}},
         teacher=partial(task_of, "lenet_5", epochs=6),
     ),
     "lenet_5": Case(
