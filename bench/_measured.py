@@ -36,6 +36,8 @@ def tell_measured(parts: Mapping[str, Measured]) -> list[str]:
     where: dict[str, list[str]] = {}
     for part, measured in parts.items():
         found = measured["environment"]
-        can = found.get("instructions", "that it was not asked for").replace(" ", ", ")
-        where.setdefault(f"{measured['created'][:10]}, {found['cpu']} with the instructions {can}", []).append(part)
-    return [f"- {', '.join(names)}: {machine}." for machine, names in where.items()]
+        can = found.get("instructions", "").replace(" ", ", ")
+        # Nothing was written down of the processors of older figures.
+        machine = f"{found['cpu']} with the instructions {can}" if can else str(found["cpu"])
+        where.setdefault(f"{measured['created'][:10]}, {machine}", []).append(part)
+    return [f"- {machine}: {'; '.join(names)}." for machine, names in where.items()]
