@@ -39,7 +39,7 @@ from examples import minilm
 
 SEED = 0
 CALIBRATION = 512
-SHARES = (0.12, 0.09)
+SHARES = (0.12,)
 UNIFORM = (0.4, 0.5)
 GOAL = 0.99
 COMMAND = "python -m bench._compress_minilm"
