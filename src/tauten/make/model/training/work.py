@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 
 from tauten.errors import PassError
-from tauten.make.model.training.memory import PeakMemory, frugal, resident_mib, trim
+from tauten.make.model.training.memory import PeakMemory, frugal, resident_mib
 
 _PATIENCE_S: Final = 600.0
 
@@ -92,7 +92,6 @@ def _tell(work: Callable[[], object], writing: int) -> None:
         torch.set_num_threads(1)
         with frugal():
             work()  # a fork has not the pages of files that its parent has: they come with the first time
-            trim()  # holes that earlier work left in the heap would be filled first, and nothing would seem to grow
             start = resident_mib()
             peak = PeakMemory(torch.device("cpu"))
             work()
