@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -43,3 +46,9 @@ def answer(model: Model, inputs: Arrays) -> Any:
 def worth_measuring() -> nn.Module:
     """``(rows, 8) -> (rows, 4)``: 16 KiB a row between an activation and what it is given, hardly any weights."""
     return nn.Sequential(nn.Linear(8, 4096), nn.ReLU(), nn.Linear(4096, 4))
+
+
+def alone(check: Callable[[], None]) -> None:
+    """Call a function of a module in a process of its own: memory that other tests have freed would hide what grows."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        fresh.submit(check).result()

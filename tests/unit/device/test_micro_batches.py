@@ -26,12 +26,12 @@ from tauten.run.engines import load
 from tauten.run.engines._parts import InParts
 from tauten.run.measure.rows import rows_within
 from tauten.testing.tiny import encoder_task, two_inputs_task
-from tests.unit.device.applied import answer, change, task_of, worth_measuring
+from tests.unit.device.applied import alone, answer, change, task_of, worth_measuring
 
 pytestmark = pytest.mark.skipif(resident_mib() is None, reason="this system does not tell how much memory is used")
 
 
-def test_batches_are_divided_until_memory_holds() -> None:
+def check_batches_are_divided_until_memory_holds() -> None:
     before, made, notes = change(MicroBatching(max_memory_mib=24, batch=2048), task_of(worth_measuring(), 8))
     # Two times 16 KiB a row are 64 MiB in all.
     assert 500 <= notes["rows"] <= 700
@@ -41,6 +41,10 @@ def test_batches_are_divided_until_memory_holds() -> None:
     assert notes["measured_mib"][str(notes["rows"])] <= 24
     inputs = {"x": np.random.default_rng(1).standard_normal((1001, 8)).astype(np.float32)}
     assert np.allclose(answer(made, inputs), answer(before, inputs), atol=1e-6)
+
+
+def test_batches_are_divided_until_memory_holds() -> None:
+    alone(check_batches_are_divided_until_memory_holds)
 
 
 def test_where_one_sample_is_too_much_the_figures_are_told() -> None:
