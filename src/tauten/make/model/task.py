@@ -94,8 +94,8 @@ class Task:
         train: batches for passes that train.
         metric: a bundled metric's name, a ``Metric``, or a function ``(outputs, labels) -> float``.
         outputs: names for the outputs of ``forward``; default: a dict's keys, ``output``, or ``output_0``, ….
-        teacher: another module, or a function that builds one, that passes which distil learn from in its place: a
-            larger one, or several as one. It takes the same inputs and answers in the same shapes.
+        teacher: whom passes that distil learn from, a module or a function that builds one: a larger one, or several as
+            one, which takes the same inputs and answers in the same shapes. Default: the model, as it came.
         loss: ``(outputs by name, labels) -> scalar tensor``; default: cross entropy of the first output for integer
             labels, mean squared error for others.
         epochs: how many epochs ``fit`` trains the model for; 0 says that it is trained already.
